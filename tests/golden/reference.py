@@ -45,6 +45,23 @@ class CAVIntervention:
         return (x.float() + self.strength * self.cav.float()).to(x.dtype)
 
 
+class TableForm:
+    """The same edits without the SAE's other features: x + sum of (value - f_i(x)) d_i + offsets."""
+
+    def __init__(self, sae):
+        self.sae = sae
+        self.features = {}
+        self.offsets = []
+
+    def __call__(self, x):
+        total = x + sum(self.offsets)
+        for index, value in self.features.items():
+            pre = x @ self.sae.W_enc[:, index].to(x.dtype) + self.sae.b_enc[index].to(x.dtype)
+            f = torch.relu(pre) * (pre > self.sae.threshold[index].to(x.dtype))
+            total = total + (value - f)[..., None] * self.sae.W_dec[index].to(x.dtype)
+        return total
+
+
 class InterventionForwardHook:
     """Applies interventions to what a decoder layer returns.
 
@@ -111,13 +128,20 @@ def greedy(model, prompt_ids, by_layer, n_new, eos_ids):
     prompt = torch.tensor([prompt_ids])
     with hooked(model, by_layer):
         out = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
-        tokens = out.sequences[0, len(prompt_ids):].tolist()
-        full = torch.tensor([prompt_ids + tokens[:-1]])
-        logits = model(full, use_cache=False).logits[0, len(prompt_ids) - 1:]
+    tokens = out.sequences[0, len(prompt_ids):].tolist()
+    logits = full_logits(model, prompt_ids, tokens, by_layer)
     cached = torch.cat(out.logits)
     assert (logits - cached).abs().max() <= 1e-4, (logits - cached).abs().max()
     assert logits.argmax(-1).tolist() == tokens
     return tokens, logits.float()
+
+
+@torch.no_grad()
+def full_logits(model, prompt_ids, tokens, by_layer):
+    """One forward pass over prompt and continuation; row i are the logits that choose token i."""
+    with hooked(model, by_layer):
+        ids = torch.tensor([prompt_ids + tokens[:-1]])
+        return model(ids, use_cache=False).logits[0, len(prompt_ids) - 1:]
 
 
 @torch.no_grad()

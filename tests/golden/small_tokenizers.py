@@ -3,6 +3,8 @@
 Each builder returns a `tokenizers.Tokenizer`; `CONFIGS` has what goes into tokenizer_config.json.
 """
 
+import json
+
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from corpus import TRAINING
@@ -35,8 +37,6 @@ def _sentencepiece_like(first, last, n_merges, normalizer):
 
 
 def _merges(tokenizer):
-    import json
-
     return [m if isinstance(m, list) else m.split(" ") for m in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
@@ -288,7 +288,8 @@ CONFIGS = {
     "gemma2": (gemma, _GEMMA | {"chat_template": GEMMA2_TEMPLATE}),
     "gemma3": (gemma, _GEMMA | {"chat_template": GEMMA3_TEMPLATE}),
     "llama2": (llama2, {
-        "add_bos_token": True, "add_eos_token": False, "tokenizer_class": "LlamaTokenizer", "legacy": False,
+        # Not "LlamaTokenizer": for that class transformers 5 sets aside part of tokenizer.json.
+        "add_bos_token": True, "add_eos_token": False, "tokenizer_class": "PreTrainedTokenizerFast",
         # Older files write special tokens as objects.
         "bos_token": {"__type": "AddedToken", "content": "<s>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False},
         "eos_token": {"__type": "AddedToken", "content": "</s>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False},

@@ -1,1 +1,26 @@
-//! Feature registry.
+//! The feature registry: keeps SAE features, their labels, and CAVs, and hands
+//! them out as the payloads a model worker takes.
+//!
+//! - [`format`] reads files of others, trusting nothing;
+//! - [`import`], [`labels`] and [`cavs`] decide what their numbers mean;
+//! - [`canonical`] is the one form in which SAEs are kept;
+//! - [`vectors`] (an object store) and [`store`] (a database) keep things;
+//! - [`registry`] puts these together; [`grpc`] speaks for it.
+
+pub mod canonical;
+pub mod cavs;
+pub mod config;
+pub mod error;
+pub mod format;
+pub mod grpc;
+pub mod import;
+pub mod labels;
+pub mod progress;
+pub mod registry;
+mod serve;
+pub mod store;
+pub mod vectors;
+
+pub use config::Config;
+pub use error::{Error, Result};
+pub use serve::run;

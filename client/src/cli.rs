@@ -1,0 +1,118 @@
+//! The command line: global options and the list of commands.
+
+use clap::{Args, Parser, Subcommand};
+use steering_client::{Client, Endpoints, connection::service_url};
+
+use crate::{commands, failure::hinted};
+
+/// Steer a language model while it writes.
+///
+/// Steered generation edits a model's activations: it clamps features of a sparse
+/// autoencoder (SAE) or adds concept activation vectors (CAVs). A worker runs the
+/// model; a registry keeps features, labels and CAVs; this command uses both.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "\
+Examples:
+  steer up --model google/gemma-2-2b-it
+  steer generate 'Write a haiku.' --feature baseball=525 --compare
+  steer features search hockey
+  steer status
+
+Exit codes: 0 success, 1 failure, 2 wrong usage.")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) globals: Globals,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Globals {
+    /// Where the model worker is.
+    #[arg(long, global = true, value_name = "URL", env = "STEER_WORKER")]
+    #[arg(default_value = Endpoints::DEFAULT_WORKER, value_parser = service_url)]
+    worker: String,
+    /// Where the feature registry is.
+    #[arg(long, global = true, value_name = "URL", env = "STEER_REGISTRY")]
+    #[arg(default_value = Endpoints::DEFAULT_REGISTRY, value_parser = service_url)]
+    registry: String,
+    /// SAE to use where the registry holds more than one.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) sae: Option<String>,
+    /// Print one JSON document for machines.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+impl Globals {
+    pub(crate) fn client(&self) -> anyhow::Result<Client> {
+        let endpoints = Endpoints {
+            worker: self.worker.clone(),
+            registry: self.registry.clone(),
+        };
+        Ok(Client::connect(&endpoints)?)
+    }
+
+    /// The SAE named by `--sae`, or the only one there is.
+    pub(crate) async fn sae(&self, client: &Client) -> anyhow::Result<String> {
+        if let Some(sae) = &self.sae {
+            return Ok(sae.clone());
+        }
+        let saes = client.list_saes(Some(20)).await?.items;
+        match saes.as_slice() {
+            [only] => Ok(only.sae_id.clone()),
+            [] => Err(hinted(
+                "the registry holds no SAE",
+                "import one with `steer saes import PATH|HUB_ID --name NAME`",
+            )),
+            several => {
+                let names: Vec<&str> = several.iter().map(|sae| sae.sae_id.as_str()).collect();
+                Err(hinted(
+                    "the registry holds several SAEs",
+                    format!("pick one with --sae: {}", names.join(", ")),
+                ))
+            }
+        }
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Up(commands::up::UpArgs),
+    Generate(Box<commands::generate::GenerateArgs>),
+    Tokenize(commands::tokenize::TokenizeArgs),
+    Features(commands::features::FeaturesArgs),
+    Labels(commands::labels::LabelsArgs),
+    Saes(commands::saes::SaesArgs),
+    Cavs(commands::cavs::CavsArgs),
+    Status(commands::status::StatusArgs),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        fn check(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string);
+            assert!(
+                help.is_some_and(|help| help.contains("steer ")),
+                "{} has no examples",
+                command.get_name()
+            );
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+}

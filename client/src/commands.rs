@@ -1,0 +1,26 @@
+//! The commands, one module each.
+
+pub(crate) mod cavs;
+pub(crate) mod features;
+pub(crate) mod generate;
+pub(crate) mod labels;
+pub(crate) mod saes;
+pub(crate) mod status;
+pub(crate) mod tokenize;
+pub(crate) mod up;
+
+use crate::cli::{Cli, Command};
+
+pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
+    let Cli { globals, command } = cli;
+    match command {
+        Command::Up(args) => up::run(args, &globals).await,
+        Command::Generate(args) => generate::run(*args, &globals).await,
+        Command::Tokenize(args) => tokenize::run(args, &globals).await,
+        Command::Features(args) => features::run(args, &globals).await,
+        Command::Labels(args) => labels::run(args, &globals).await,
+        Command::Saes(args) => saes::run(args, &globals).await,
+        Command::Cavs(args) => cavs::run(args, &globals).await,
+        Command::Status(args) => status::run(args, &globals).await,
+    }
+}

@@ -1,0 +1,141 @@
+//! `steer features`.
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use steering_client::{FeatureSelector, Listing, v1};
+
+use crate::{
+    cli::Globals,
+    output,
+    table::{Table, print_card},
+    views::{FeatureLabelView, FeatureView},
+};
+
+/// Find features of SAEs by their labels.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steer features search hockey
+  steer features show baseball
+  steer features show '#20175' --sae gemma-scope-l21-65k
+  steer features list --limit 20 --json")]
+pub(crate) struct FeaturesArgs {
+    #[command(subcommand)]
+    command: FeaturesCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum FeaturesCommand {
+    /// Labels that match a text, best first: exact, then prefix, then word matches.
+    #[command(after_help = "\
+Examples:
+  steer features search hockey
+  steer features search 'ice ho' --sae gemma-scope-l21-65k --json")]
+    Search {
+        /// Words or the beginnings of words.
+        query: String,
+        /// Most labels to show; 0 = all.
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        limit: usize,
+    },
+    /// One feature: where it acts and how it activates.
+    #[command(after_help = "\
+Examples:
+  steer features show baseball
+  steer features show '#20175' --vectors --json
+  steer features show 'gemma-scope-l21-65k::baseball'")]
+    Show {
+        /// Its label, or `#INDEX`; `SAE::` in front names the SAE.
+        #[arg(value_name = "LABEL|#INDEX")]
+        feature: FeatureSelector,
+        /// With --json: include the encoder and decoder vectors.
+        #[arg(long)]
+        vectors: bool,
+    },
+    /// Labelled features of an SAE in order of index.
+    #[command(after_help = "\
+Examples:
+  steer features list
+  steer features list --sae gemma-scope-l21-65k --source manual --limit 0 --json")]
+    List {
+        /// Only labels of this source.
+        #[arg(long, value_name = "NAME")]
+        source: Option<String>,
+        /// Most labels to show; 0 = all.
+        #[arg(long, value_name = "N", default_value_t = 1000)]
+        limit: usize,
+    },
+}
+
+#[derive(Serialize)]
+struct ListDocument {
+    features: Vec<FeatureLabelView>,
+    truncated: bool,
+}
+
+#[derive(Serialize)]
+struct ShowDocument {
+    feature: FeatureView,
+}
+
+pub(crate) async fn run(args: FeaturesArgs, globals: &Globals) -> anyhow::Result<()> {
+    let client = globals.client()?;
+    match args.command {
+        FeaturesCommand::Search { query, limit } => {
+            let sae = globals.sae.as_deref().unwrap_or_default();
+            let found = client.search_features(&query, sae, cap(limit)).await?;
+            print_labels(found, globals.json)
+        }
+        FeaturesCommand::List { source, limit } => {
+            let sae = globals.sae(&client).await?;
+            let source = source.unwrap_or_default();
+            let listed = client.list_features(&sae, &source, cap(limit)).await?;
+            print_labels(listed, globals.json)
+        }
+        FeaturesCommand::Show { feature, vectors } => {
+            let default_sae = globals.sae.as_deref();
+            let mut found = client
+                .get_features(vec![feature.to_ref(default_sae)])
+                .await?;
+            // The library has checked that there are as many as asked for.
+            let feature = FeatureView::new(found.swap_remove(0), vectors);
+            if globals.json {
+                output::json(&ShowDocument { feature })
+            } else {
+                Ok(print_card(&feature.card())?)
+            }
+        }
+    }
+}
+
+/// `--limit 0` means all.
+pub(crate) fn cap(limit: usize) -> Option<usize> {
+    (limit > 0).then_some(limit)
+}
+
+fn print_labels(listing: Listing<v1::FeatureLabel>, json: bool) -> anyhow::Result<()> {
+    let Listing { items, truncated } = listing;
+    if json {
+        return output::json(&ListDocument {
+            features: items.into_iter().map(Into::into).collect(),
+            truncated,
+        });
+    }
+    let mut table = Table::new(&["index", "label", "source", "score", "sae"]);
+    let shown = items.len();
+    for label in items {
+        table.row([
+            label.feature_index.to_string(),
+            label.label,
+            label.source,
+            label
+                .score
+                .map(|score| format!("{score:.3}"))
+                .unwrap_or_default(),
+            label.sae_id,
+        ]);
+    }
+    table.print("no labels")?;
+    output::note_truncated(truncated, shown);
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! Edits as a user names them: by label and by CAV name, before the registry has
+//! turned them into payloads. [`FeatureEdit`] and [`CavEdit`] parse from text.
+
+use std::fmt;
+
+use crate::v1;
+
+/// Names one feature of an SAE.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeatureSelector {
+    /// The SAE; none = the default one.
+    pub sae: Option<String>,
+    /// Which of its features.
+    pub key: FeatureKey,
+}
+
+/// How a feature is named within its SAE.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FeatureKey {
+    /// By its index.
+    Index(u32),
+    /// By its label, exactly.
+    Label(String),
+}
+
+impl FeatureSelector {
+    /// The registry's reference, with the SAE to use where none is named.
+    pub fn to_ref(&self, default_sae: Option<&str>) -> v1::FeatureRef {
+        use v1::feature_ref::Feature;
+        v1::FeatureRef {
+            sae_id: self
+                .sae
+                .as_deref()
+                .or(default_sae)
+                .unwrap_or_default()
+                .to_owned(),
+            feature: Some(match &self.key {
+                FeatureKey::Index(index) => Feature::FeatureIndex(*index),
+                FeatureKey::Label(label) => Feature::Label(label.clone()),
+            }),
+        }
+    }
+}
+
+impl fmt::Display for FeatureSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(sae) = &self.sae {
+            write!(f, "{sae}::")?;
+        }
+        match &self.key {
+            FeatureKey::Index(index) => write!(f, "#{index}"),
+            FeatureKey::Label(label) => f.write_str(label),
+        }
+    }
+}
+
+/// An edit of one SAE feature.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FeatureEdit {
+    /// The feature.
+    pub feature: FeatureSelector,
+    /// How its activation changes.
+    pub operation: FeatureOperation,
+}
+
+/// How a feature's activation `f` changes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum FeatureOperation {
+    /// To this value, whatever it was.
+    Set(Amount),
+    /// To at least this value.
+    Min(Amount),
+    /// To at most this value.
+    Max(Amount),
+    /// By this much.
+    Add(Amount),
+    /// To this factor of itself.
+    Scale(f32),
+}
+
+/// An amount of feature activation.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Amount {
+    /// In units of the activation.
+    Raw(f32),
+    /// A fraction of the largest activation the registry knows.
+    OfMax(f32),
+}
+
+impl Amount {
+    /// The amount in units of the activation; none if the maximum is needed and
+    /// not known.
+    pub fn resolve(self, max_activation: Option<f32>) -> Option<f32> {
+        match self {
+            Self::Raw(value) => Some(value),
+            Self::OfMax(fraction) => max_activation.map(|max| fraction * max),
+        }
+    }
+}
+
+/// An edit with a concept activation vector.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CavEdit {
+    /// `name` (its newest version) or `name@digest`.
+    pub cav: String,
+    /// What to do with its vector.
+    pub operation: CavOperation,
+}
+
+/// What to do with a vector `v` at an activation `x`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum CavOperation {
+    /// `x + strength · v`.
+    Add(f32),
+    /// `x + fraction · ‖x‖ · v`.
+    AddOfNorm(f32),
+    /// Project the direction out.
+    Ablate,
+    /// Keep the projection on the direction within bounds, at least one given.
+    Clamp {
+        /// Lower bound.
+        lower: Option<f32>,
+        /// Upper bound.
+        upper: Option<f32>,
+    },
+}

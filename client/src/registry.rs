@@ -1,0 +1,174 @@
+//! Calls of the feature registry.
+
+use crate::{Client, Error, Listing, Service, listing::follow, v1};
+
+impl Client {
+    /// SAEs by name, at most `limit`.
+    ///
+    /// # Errors
+    /// If a call fails.
+    pub async fn list_saes(&self, limit: Option<usize>) -> Result<Listing<v1::Sae>, Error> {
+        follow(limit, async |page_size, page_token| {
+            let request = v1::ListSaesRequest {
+                page_size,
+                page_token,
+            };
+            let page = self.registry().list_saes(request).await;
+            let page = page.map_err(|s| self.registry_failed(s))?.into_inner();
+            Ok((page.saes, page.next_page_token))
+        })
+        .await
+    }
+
+    /// One SAE.
+    ///
+    /// # Errors
+    /// If the registry does not hold it.
+    pub async fn get_sae(&self, sae_id: &str) -> Result<v1::Sae, Error> {
+        let request = v1::GetSaeRequest {
+            sae_id: sae_id.to_owned(),
+        };
+        let response = self.registry().get_sae(request).await;
+        let response = response.map_err(|s| self.registry_failed(s))?.into_inner();
+        response
+            .sae
+            .ok_or_else(|| Error::contract(Service::Registry, "GetSae left out the SAE"))
+    }
+
+    /// Removes an SAE with its labels and directions.
+    ///
+    /// # Errors
+    /// If the registry does not hold it.
+    pub async fn delete_sae(&self, sae_id: &str) -> Result<(), Error> {
+        let request = v1::DeleteSaeRequest {
+            sae_id: sae_id.to_owned(),
+        };
+        let response = self.registry().delete_sae(request).await;
+        response.map_err(|s| self.registry_failed(s))?;
+        Ok(())
+    }
+
+    /// Labels that match a text, best first, in one SAE or (empty) in all.
+    ///
+    /// # Errors
+    /// If a call fails.
+    pub async fn search_features(
+        &self,
+        query: &str,
+        sae_id: &str,
+        limit: Option<usize>,
+    ) -> Result<Listing<v1::FeatureLabel>, Error> {
+        follow(limit, async |page_size, page_token| {
+            let request = v1::SearchFeaturesRequest {
+                query: query.to_owned(),
+                sae_id: sae_id.to_owned(),
+                page_size,
+                page_token,
+            };
+            let page = self.registry().search_features(request).await;
+            let page = page.map_err(|s| self.registry_failed(s))?.into_inner();
+            Ok((page.features, page.next_page_token))
+        })
+        .await
+    }
+
+    /// Labelled features of an SAE by index, of one source or (empty) of all.
+    ///
+    /// # Errors
+    /// If a call fails.
+    pub async fn list_features(
+        &self,
+        sae_id: &str,
+        source: &str,
+        limit: Option<usize>,
+    ) -> Result<Listing<v1::FeatureLabel>, Error> {
+        follow(limit, async |page_size, page_token| {
+            let request = v1::ListFeaturesRequest {
+                sae_id: sae_id.to_owned(),
+                source: source.to_owned(),
+                page_size,
+                page_token,
+            };
+            let page = self.registry().list_features(request).await;
+            let page = page.map_err(|s| self.registry_failed(s))?.into_inner();
+            Ok((page.features, page.next_page_token))
+        })
+        .await
+    }
+
+    /// Features, complete, in the order of the references.
+    ///
+    /// # Errors
+    /// If one of them does not exist.
+    pub async fn get_features(
+        &self,
+        features: Vec<v1::FeatureRef>,
+    ) -> Result<Vec<v1::SaeFeature>, Error> {
+        let asked = features.len();
+        let request = v1::GetFeaturesRequest { features };
+        let response = self.registry().get_features(request).await;
+        let features = response
+            .map_err(|s| self.registry_failed(s))?
+            .into_inner()
+            .features;
+        if features.len() == asked {
+            Ok(features)
+        } else {
+            let what = format!(
+                "GetFeatures answered {} of {asked} features",
+                features.len()
+            );
+            Err(Error::contract(Service::Registry, what))
+        }
+    }
+
+    /// CAVs whose names start with `prefix`, without their numbers.
+    ///
+    /// # Errors
+    /// If a call fails.
+    pub async fn list_cavs(
+        &self,
+        prefix: &str,
+        limit: Option<usize>,
+    ) -> Result<Listing<v1::Cav>, Error> {
+        follow(limit, async |page_size, page_token| {
+            let request = v1::ListCavsRequest {
+                prefix: prefix.to_owned(),
+                page_size,
+                page_token,
+            };
+            let page = self.registry().list_cavs(request).await;
+            let page = page.map_err(|s| self.registry_failed(s))?.into_inner();
+            Ok((page.cavs, page.next_page_token))
+        })
+        .await
+    }
+
+    /// One CAV with its vectors, by `name` or `name@digest`.
+    ///
+    /// # Errors
+    /// If the registry does not hold it.
+    pub async fn get_cav(&self, name: &str) -> Result<v1::Cav, Error> {
+        let request = v1::GetCavRequest {
+            name: name.to_owned(),
+        };
+        let response = self.registry().get_cav(request).await;
+        let response = response.map_err(|s| self.registry_failed(s))?.into_inner();
+        response
+            .cav
+            .ok_or_else(|| Error::contract(Service::Registry, "GetCav left out the CAV"))
+    }
+
+    /// Removes one version (`name@digest`) or all (`name`); how many it removed.
+    ///
+    /// # Errors
+    /// If the registry does not hold it.
+    pub async fn delete_cav(&self, name: &str) -> Result<u32, Error> {
+        let request = v1::DeleteCavRequest {
+            name: name.to_owned(),
+        };
+        let response = self.registry().delete_cav(request).await;
+        let response = response.map_err(|s| self.registry_failed(s))?;
+        Ok(response.into_inner().removed_count)
+    }
+}

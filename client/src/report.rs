@@ -1,0 +1,240 @@
+//! What `steer generate` prints: the JSON document, and the lines about what was
+//! applied.
+
+use serde::Serialize;
+use steering_client::{Transcript, VariantTranscript, v1};
+
+/// The document of `steer generate --json`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Document<'a> {
+    model: &'a str,
+    prompt_token_ids: &'a [u32],
+    seed: u64,
+    variants: Vec<VariantDocument<'a>>,
+    warnings: &'a [String],
+}
+
+#[derive(Debug, Serialize)]
+struct VariantDocument<'a> {
+    name: &'a str,
+    token_ids: &'a [u32],
+    logprobs: &'a [f32],
+    text: &'a str,
+    finish_reason: &'static str,
+    interventions: Vec<InterventionDocument<'a>>,
+    usage: UsageDocument,
+}
+
+#[derive(Debug, Serialize)]
+struct InterventionDocument<'a> {
+    hook_name: &'a str,
+    payload_name: &'a str,
+    payload_digest: &'a str,
+    edit: &'a str,
+    positions_touched: u64,
+    positions_changed: u64,
+    mean_relative_delta: f32,
+    merged_into: Option<u32>,
+}
+
+#[derive(Debug, Serialize)]
+struct UsageDocument {
+    prompt_tokens: u32,
+    generated_tokens: u32,
+}
+
+impl<'a> From<&'a Transcript> for Document<'a> {
+    fn from(transcript: &'a Transcript) -> Self {
+        Self {
+            model: &transcript.model_id,
+            prompt_token_ids: &transcript.prompt_token_ids,
+            seed: transcript.seed,
+            variants: transcript.variants.iter().map(Into::into).collect(),
+            warnings: &transcript.warnings,
+        }
+    }
+}
+
+impl<'a> From<&'a VariantTranscript> for VariantDocument<'a> {
+    fn from(variant: &'a VariantTranscript) -> Self {
+        let v1::Usage {
+            prompt_tokens,
+            generated_tokens,
+        } = variant.usage;
+        Self {
+            name: &variant.name,
+            token_ids: &variant.token_ids,
+            logprobs: &variant.logprobs,
+            text: &variant.text,
+            finish_reason: finish_reason(variant.finish_reason),
+            interventions: variant.interventions.iter().map(Into::into).collect(),
+            usage: UsageDocument {
+                prompt_tokens,
+                generated_tokens,
+            },
+        }
+    }
+}
+
+impl<'a> From<&'a v1::InterventionReport> for InterventionDocument<'a> {
+    fn from(report: &'a v1::InterventionReport) -> Self {
+        let v1::InterventionReport {
+            hook_name,
+            payload_name,
+            payload_digest,
+            positions_touched,
+            positions_changed,
+            mean_relative_delta,
+            merged_into,
+            edit,
+        } = report;
+        Self {
+            hook_name,
+            payload_name,
+            payload_digest,
+            edit,
+            positions_touched: *positions_touched,
+            positions_changed: *positions_changed,
+            mean_relative_delta: *mean_relative_delta,
+            merged_into: *merged_into,
+        }
+    }
+}
+
+/// A finish reason in the words of the JSON document.
+pub(crate) fn finish_reason(reason: v1::FinishReason) -> &'static str {
+    match reason {
+        v1::FinishReason::Unspecified => "unspecified",
+        v1::FinishReason::Eos => "eos",
+        v1::FinishReason::Stop => "stop",
+        v1::FinishReason::MaxNewTokens => "max_new_tokens",
+        v1::FinishReason::ContextLength => "context_length",
+    }
+}
+
+/// One line for the run and one per intervention.
+pub(crate) fn lines(transcript: &Transcript) -> Vec<String> {
+    let mut lines = vec![run_line(transcript)];
+    for variant in &transcript.variants {
+        for report in &variant.interventions {
+            lines.push(intervention_line(&variant.name, report));
+        }
+    }
+    lines
+}
+
+fn run_line(transcript: &Transcript) -> String {
+    let variant = |variant: &VariantTranscript| {
+        format!(
+            "{} {} tokens ({})",
+            variant.name,
+            variant.token_ids.len(),
+            finish_reason(variant.finish_reason)
+        )
+    };
+    let variants: Vec<String> = transcript.variants.iter().map(variant).collect();
+    format!(
+        "{} · seed {} · {} prompt tokens · {}",
+        transcript.model_id,
+        transcript.seed,
+        transcript.prompt_token_ids.len(),
+        variants.join(", ")
+    )
+}
+
+fn intervention_line(variant: &str, report: &v1::InterventionReport) -> String {
+    let what = format!(
+        "{variant}: {:?} {} at {}",
+        report.payload_name, report.edit, report.hook_name
+    );
+    match report.merged_into {
+        Some(earlier) => format!("{what} · counted with edit {earlier}"),
+        None => format!(
+            "{what} · changed {} of {} positions · mean |Δ|/|x| {:.3}",
+            report.positions_changed, report.positions_touched, report.mean_relative_delta
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn transcript() -> Transcript {
+        let report = v1::InterventionReport {
+            hook_name: "blocks.1.hook_resid_post".to_owned(),
+            payload_name: "baseball".to_owned(),
+            payload_digest: "ab".to_owned(),
+            positions_touched: 9,
+            positions_changed: 8,
+            mean_relative_delta: 0.25,
+            merged_into: None,
+            edit: "set 525".to_owned(),
+        };
+        let merged = v1::InterventionReport {
+            merged_into: Some(0),
+            ..report.clone()
+        };
+        Transcript {
+            model_id: "tiny".to_owned(),
+            prompt_token_ids: vec![2, 5],
+            seed: u64::MAX,
+            variants: vec![VariantTranscript {
+                name: "steered".to_owned(),
+                token_ids: vec![7],
+                logprobs: vec![-0.1],
+                text: "é".to_owned(),
+                finish_reason: v1::FinishReason::MaxNewTokens,
+                usage: v1::Usage {
+                    prompt_tokens: 2,
+                    generated_tokens: 1,
+                },
+                interventions: vec![report, merged],
+            }],
+            ..Transcript::default()
+        }
+    }
+
+    #[test]
+    fn the_document_has_the_promised_shape() {
+        let text = serde_json::to_string(&Document::from(&transcript())).expect("json");
+        assert_eq!(
+            text,
+            concat!(
+                r#"{"model":"tiny","prompt_token_ids":[2,5],"seed":18446744073709551615,"#,
+                r#""variants":[{"name":"steered","token_ids":[7],"logprobs":[-0.1],"text":"é","#,
+                r#""finish_reason":"max_new_tokens","interventions":["#,
+                r#"{"hook_name":"blocks.1.hook_resid_post","payload_name":"baseball","#,
+                r#""payload_digest":"ab","edit":"set 525","positions_touched":9,"#,
+                r#""positions_changed":8,"mean_relative_delta":0.25,"merged_into":null},"#,
+                r#"{"hook_name":"blocks.1.hook_resid_post","payload_name":"baseball","#,
+                r#""payload_digest":"ab","edit":"set 525","positions_touched":9,"#,
+                r#""positions_changed":8,"mean_relative_delta":0.25,"merged_into":0}],"#,
+                r#""usage":{"prompt_tokens":2,"generated_tokens":1}}],"warnings":[]}"#,
+            )
+        );
+    }
+
+    #[test]
+    fn numbers_that_json_does_not_have_become_null() {
+        let mut transcript = transcript();
+        transcript.variants[0].logprobs = vec![f32::NEG_INFINITY];
+        let text = serde_json::to_string(&Document::from(&transcript)).expect("json");
+        assert!(text.contains(r#""logprobs":[null]"#), "{text}");
+    }
+
+    #[test]
+    fn lines_say_what_was_applied() {
+        assert_eq!(
+            lines(&transcript()),
+            [
+                "tiny · seed 18446744073709551615 · 2 prompt tokens · \
+                 steered 1 tokens (max_new_tokens)",
+                "steered: \"baseball\" set 525 at blocks.1.hook_resid_post · \
+                 changed 8 of 9 positions · mean |Δ|/|x| 0.250",
+                "steered: \"baseball\" set 525 at blocks.1.hook_resid_post · \
+                 counted with edit 0",
+            ]
+        );
+    }
+}

@@ -1,0 +1,13 @@
+//! Runs the built `steer` against mock services: what it sends, what it prints,
+//! how it exits.
+
+mod errors;
+mod fake_service;
+mod generate;
+mod mock;
+mod mock_registry;
+mod mock_worker;
+mod registry;
+mod status;
+#[cfg(unix)]
+mod up;

@@ -1,0 +1,376 @@
+//! A registry with one SAE, a few labels and three CAVs, that keeps what it is sent.
+
+use std::{collections::HashMap, pin::Pin};
+
+use steering_client::v1::{
+    self, feature_ref::Feature, feature_registry_service_server::FeatureRegistryService,
+};
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Code, Request, Response, Status, Streaming};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::mock::{Shared, lock};
+
+/// What the mock registry saw.
+#[derive(Clone, Default)]
+pub(crate) struct Registry {
+    pub(crate) feature_refs: Shared<Vec<v1::FeatureRef>>,
+    pub(crate) import: Shared<Option<v1::ImportSaeRequest>>,
+    pub(crate) uploaded: Shared<Vec<Upload>>,
+    pub(crate) deleted: Shared<Vec<String>>,
+    pub(crate) page_sizes: Shared<Vec<u32>>,
+}
+
+/// A file that came in chunks, behind its header.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Upload {
+    pub(crate) header: String,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) chunk_bytes_max: usize,
+}
+
+/// The mock's SAE.
+pub(crate) const SAE: &str = "l1";
+/// Index behind "baseball" and "nba"; the notebook has such a pair.
+pub(crate) const BASEBALL: u32 = 20175;
+const LABELS: [(&str, u32); 5] = [
+    ("baseball", BASEBALL),
+    ("nba", BASEBALL),
+    ("ice hockey", 7),
+    ("std::vector", 8),
+    ("cooking", 9),
+];
+/// The mock serves no longer pages than this.
+const PAGE_SIZE_MAX: usize = 2;
+
+pub(crate) fn feature(index: u32) -> v1::SaeFeature {
+    v1::SaeFeature {
+        sae_id: SAE.to_owned(),
+        feature_index: index,
+        label: LABELS
+            .iter()
+            .find(|(_, i)| *i == index)
+            .map_or(String::new(), |(label, _)| (*label).to_owned()),
+        hook_name: "blocks.1.hook_resid_post".to_owned(),
+        model_id: "mock-model".to_owned(),
+        encoder: vec![0.1, 0.2, 0.3, 0.4],
+        decoder: vec![1.0, 2.0, 3.0, 4.0],
+        activation: Some(v1::sae_feature::Activation::JumpRelu(
+            v1::JumpReluActivation { threshold: 0.5 },
+        )),
+        input_normalization: v1::InputNormalization::None.into(),
+        max_activation: (index == BASEBALL).then_some(1000.0),
+        ..v1::SaeFeature::default()
+    }
+}
+
+/// "one" has a direction at one hook point, "two" at two, "bare" lacks its vector.
+pub(crate) fn cav(name: &str) -> v1::Cav {
+    let hooks: &[&str] = match name {
+        "two" => &["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"],
+        _ => &["blocks.1.hook_resid_post"],
+    };
+    let direction = |(i, hook): (usize, &&str)| v1::CavDirection {
+        hook_name: (*hook).to_owned(),
+        width: 4,
+        norm: 1.0,
+        vector: (name != "bare").then(|| v1::Vector {
+            name: name.to_owned(),
+            values: vec![i as f32, 0.0, 0.25, 1.0],
+        }),
+    };
+    v1::Cav {
+        name: name.to_owned(),
+        digest: "0123456789abcdef".to_owned(),
+        model_id: "mock-model".to_owned(),
+        directions: hooks.iter().enumerate().map(direction).collect(),
+        origin: "cavs.pt".to_owned(),
+        created_at: None,
+    }
+}
+
+pub(crate) fn sae() -> v1::Sae {
+    v1::Sae {
+        sae_id: SAE.to_owned(),
+        hook_name: "blocks.1.hook_resid_post".to_owned(),
+        model_id: "mock-model".to_owned(),
+        d_in: 4,
+        d_sae: 65536,
+        architecture: "jumprelu".to_owned(),
+        input_normalization: v1::InputNormalization::None.into(),
+        label_count: LABELS.len() as u64,
+        ..v1::Sae::default()
+    }
+}
+
+fn not_found(reason: &str, message: String) -> Status {
+    let metadata = HashMap::from([("suggestions".to_owned(), r#"["baseball"]"#.to_owned())]);
+    let details = ErrorDetails::with_error_info(reason, "mock", metadata);
+    Status::with_error_details(Code::NotFound, message, details)
+}
+
+fn labels() -> impl Iterator<Item = v1::FeatureLabel> {
+    LABELS.iter().map(|(label, index)| v1::FeatureLabel {
+        sae_id: SAE.to_owned(),
+        feature_index: *index,
+        label: (*label).to_owned(),
+        source: "manual".to_owned(),
+        score: None,
+    })
+}
+
+impl Registry {
+    /// One page, its token the number of the next entry.
+    fn page<T>(&self, all: Vec<T>, size: u32, token: &str) -> (Vec<T>, String) {
+        lock(&self.page_sizes).push(size);
+        let start: usize = token.parse().unwrap_or(0);
+        let end = all.len().min(start + PAGE_SIZE_MAX.min(size as usize));
+        let next = if end < all.len() {
+            end.to_string()
+        } else {
+            String::new()
+        };
+        (all.into_iter().take(end).skip(start).collect(), next)
+    }
+
+    fn keep(&self, header: String, chunks: &[Vec<u8>]) {
+        lock(&self.uploaded).push(Upload {
+            header,
+            bytes: chunks.concat(),
+            chunk_bytes_max: chunks.iter().map(Vec::len).max().unwrap_or(0),
+        });
+    }
+}
+
+fn found(reference: v1::FeatureRef) -> Result<v1::SaeFeature, Status> {
+    match reference.feature {
+        Some(Feature::FeatureIndex(index)) => Ok(feature(index)),
+        Some(Feature::Label(label)) => match LABELS.iter().find(|(known, _)| *known == label) {
+            Some((_, index)) => Ok(feature(*index)),
+            None => Err(not_found(
+                "LABEL_NOT_FOUND",
+                format!("no feature is labelled {label:?}"),
+            )),
+        },
+        None => Err(Status::invalid_argument("no feature")),
+    }
+}
+
+type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl FeatureRegistryService for Registry {
+    type ImportSaeStream = Messages<v1::ImportSaeResponse>;
+
+    async fn import_sae(
+        &self,
+        request: Request<v1::ImportSaeRequest>,
+    ) -> Result<Response<Self::ImportSaeStream>, Status> {
+        use v1::import_sae_response::Event;
+        *lock(&self.import) = Some(request.into_inner());
+        let progress = v1::ImportProgress {
+            stage: "reading".to_owned(),
+            done: 1,
+            total: 2,
+        };
+        let events = [Event::Progress(progress), Event::Sae(sae())];
+        let message = |event| Ok(v1::ImportSaeResponse { event: Some(event) });
+        Ok(Response::new(Box::pin(
+            tokio_stream::iter(events).map(message),
+        )))
+    }
+
+    type UploadSaeStream = Messages<v1::UploadSaeResponse>;
+
+    async fn upload_sae(
+        &self,
+        request: Request<Streaming<v1::UploadSaeRequest>>,
+    ) -> Result<Response<Self::UploadSaeStream>, Status> {
+        use v1::upload_sae_request::Content;
+        let mut messages = request.into_inner();
+        let (mut name, mut chunks) = (String::new(), Vec::new());
+        while let Some(message) = messages.message().await? {
+            match message.content {
+                Some(Content::Options(options)) => name = format!("options {}", options.sae_id),
+                Some(Content::FileName(next)) => {
+                    self.keep(
+                        std::mem::replace(&mut name, next),
+                        &std::mem::take(&mut chunks),
+                    );
+                }
+                Some(Content::Chunk(chunk)) => chunks.push(chunk),
+                None => return Err(Status::invalid_argument("no content")),
+            }
+        }
+        self.keep(name, &chunks);
+        let done = v1::UploadSaeResponse {
+            event: Some(v1::upload_sae_response::Event::Sae(sae())),
+        };
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(done)))))
+    }
+
+    async fn list_saes(
+        &self,
+        request: Request<v1::ListSaesRequest>,
+    ) -> Result<Response<v1::ListSaesResponse>, Status> {
+        let request = request.into_inner();
+        let (saes, next_page_token) =
+            self.page(vec![sae()], request.page_size, &request.page_token);
+        Ok(Response::new(v1::ListSaesResponse {
+            saes,
+            next_page_token,
+        }))
+    }
+
+    async fn get_sae(
+        &self,
+        request: Request<v1::GetSaeRequest>,
+    ) -> Result<Response<v1::GetSaeResponse>, Status> {
+        match request.into_inner().sae_id.as_str() {
+            SAE => Ok(Response::new(v1::GetSaeResponse { sae: Some(sae()) })),
+            other => Err(not_found(
+                "SAE_NOT_FOUND",
+                format!("no SAE is named {other:?}"),
+            )),
+        }
+    }
+
+    async fn delete_sae(
+        &self,
+        request: Request<v1::DeleteSaeRequest>,
+    ) -> Result<Response<v1::DeleteSaeResponse>, Status> {
+        lock(&self.deleted).push(request.into_inner().sae_id);
+        Ok(Response::new(v1::DeleteSaeResponse {}))
+    }
+
+    async fn search_features(
+        &self,
+        request: Request<v1::SearchFeaturesRequest>,
+    ) -> Result<Response<v1::SearchFeaturesResponse>, Status> {
+        let request = request.into_inner();
+        let matching = labels().filter(|label| label.label.contains(&request.query));
+        let (features, next_page_token) =
+            self.page(matching.collect(), request.page_size, &request.page_token);
+        Ok(Response::new(v1::SearchFeaturesResponse {
+            features,
+            next_page_token,
+        }))
+    }
+
+    async fn list_features(
+        &self,
+        request: Request<v1::ListFeaturesRequest>,
+    ) -> Result<Response<v1::ListFeaturesResponse>, Status> {
+        let request = request.into_inner();
+        if request.sae_id.is_empty() {
+            return Err(Status::invalid_argument("sae_id is required"));
+        }
+        let (features, next_page_token) =
+            self.page(labels().collect(), request.page_size, &request.page_token);
+        Ok(Response::new(v1::ListFeaturesResponse {
+            features,
+            next_page_token,
+        }))
+    }
+
+    async fn get_features(
+        &self,
+        request: Request<v1::GetFeaturesRequest>,
+    ) -> Result<Response<v1::GetFeaturesResponse>, Status> {
+        let refs = request.into_inner().features;
+        lock(&self.feature_refs).extend(refs.clone());
+        let features = refs.into_iter().map(found).collect::<Result<_, _>>()?;
+        Ok(Response::new(v1::GetFeaturesResponse { features }))
+    }
+
+    async fn import_feature_labels(
+        &self,
+        request: Request<Streaming<v1::ImportFeatureLabelsRequest>>,
+    ) -> Result<Response<v1::ImportFeatureLabelsResponse>, Status> {
+        use v1::import_feature_labels_request::Content;
+        let mut messages = request.into_inner();
+        let (mut header, mut chunks) = (String::new(), Vec::new());
+        while let Some(message) = messages.message().await? {
+            match message.content {
+                Some(Content::Header(h)) => header = format!("{} {}", h.sae_id, h.source),
+                Some(Content::Chunk(chunk)) => chunks.push(chunk),
+                None => return Err(Status::invalid_argument("no content")),
+            }
+        }
+        self.keep(header, &chunks);
+        Ok(Response::new(v1::ImportFeatureLabelsResponse {
+            label_count: 64,
+            feature_count: 62,
+        }))
+    }
+
+    async fn create_cav(
+        &self,
+        _: Request<v1::CreateCavRequest>,
+    ) -> Result<Response<v1::CreateCavResponse>, Status> {
+        Err(Status::unimplemented("the command does not call it"))
+    }
+
+    async fn import_cavs(
+        &self,
+        request: Request<Streaming<v1::ImportCavsRequest>>,
+    ) -> Result<Response<v1::ImportCavsResponse>, Status> {
+        use v1::import_cavs_request::Content;
+        let mut messages = request.into_inner();
+        let (mut header, mut chunks) = (String::new(), Vec::new());
+        while let Some(message) = messages.message().await? {
+            match message.content {
+                Some(Content::Header(h)) => {
+                    header = format!("{} {} {}", h.hook_name, h.model_id, h.file_name);
+                }
+                Some(Content::Chunk(chunk)) => chunks.push(chunk),
+                None => return Err(Status::invalid_argument("no content")),
+            }
+        }
+        self.keep(header, &chunks);
+        Ok(Response::new(v1::ImportCavsResponse {
+            cavs: vec![cav("one")],
+        }))
+    }
+
+    async fn list_cavs(
+        &self,
+        request: Request<v1::ListCavsRequest>,
+    ) -> Result<Response<v1::ListCavsResponse>, Status> {
+        let request = request.into_inner();
+        let all = ["bare", "one", "two"].into_iter();
+        let matching = all
+            .filter(|name| name.starts_with(&request.prefix))
+            .map(cav);
+        let (cavs, next_page_token) =
+            self.page(matching.collect(), request.page_size, &request.page_token);
+        Ok(Response::new(v1::ListCavsResponse {
+            cavs,
+            next_page_token,
+        }))
+    }
+
+    async fn get_cav(
+        &self,
+        request: Request<v1::GetCavRequest>,
+    ) -> Result<Response<v1::GetCavResponse>, Status> {
+        let name = request.into_inner().name;
+        match name.as_str() {
+            "one" | "two" | "bare" => Ok(Response::new(v1::GetCavResponse {
+                cav: Some(cav(&name)),
+            })),
+            _ => Err(not_found(
+                "CAV_NOT_FOUND",
+                format!("no CAV is named {name:?}"),
+            )),
+        }
+    }
+
+    async fn delete_cav(
+        &self,
+        request: Request<v1::DeleteCavRequest>,
+    ) -> Result<Response<v1::DeleteCavResponse>, Status> {
+        lock(&self.deleted).push(request.into_inner().name);
+        Ok(Response::new(v1::DeleteCavResponse { removed_count: 2 }))
+    }
+}

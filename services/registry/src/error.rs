@@ -1,0 +1,331 @@
+//! What can go wrong, and the one place that says it in gRPC's words.
+
+use std::{collections::HashMap, error::Error as StdError, io, time::Duration};
+
+use steering_proto::Invalid;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::format::FormatError;
+
+/// `domain` of every `google.rpc.ErrorInfo`.
+pub const ERROR_DOMAIN: &str = "registry.steering.v1";
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything a request can fail with.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A field that cannot be honoured.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// A file that cannot be used. `field` is where the request named it.
+    #[error("{error}")]
+    File {
+        /// Request field, e.g. `path`.
+        field: &'static str,
+        /// What is wrong with it.
+        error: FormatError,
+    },
+    /// No SAE of that name.
+    #[error("no SAE is named {sae_id:?}; {}", listing("held are", .known))]
+    SaeNotFound {
+        /// The name asked for.
+        sae_id: String,
+        /// Some names that exist.
+        known: Vec<String>,
+    },
+    /// No feature has that label.
+    #[error("no feature of SAE {sae_id:?} is labelled {label:?}; {}", listing("nearest are", .nearest))]
+    LabelNotFound {
+        /// The SAE looked in.
+        sae_id: String,
+        /// The label asked for.
+        label: String,
+        /// Up to five labels that look alike, best first.
+        nearest: Vec<String>,
+    },
+    /// No CAV of that name or version.
+    #[error("no CAV is named {name:?}; {}", listing("nearest are", .nearest))]
+    CavNotFound {
+        /// The name asked for.
+        name: String,
+        /// Up to five names that look alike, best first.
+        nearest: Vec<String>,
+    },
+    /// The name is taken.
+    #[error("SAE {sae_id:?} exists already; delete it first, or import under another name")]
+    SaeExists {
+        /// The name.
+        sae_id: String,
+    },
+    /// The same numbers are stored under that name for another model.
+    #[error(
+        "CAV {name:?} with these numbers is already stored for model {stored_model_id:?}; versions are \
+         immutable: delete {name:?} first, or use another name"
+    )]
+    CavExists {
+        /// The name.
+        name: String,
+        /// Model of the stored version.
+        stored_model_id: String,
+    },
+    /// The server's settings forbid it.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// Too much at once; worth another try.
+    #[error("{0}")]
+    Busy(String),
+    /// The model hub refused, or could not be reached.
+    #[error("{message}")]
+    Hub {
+        /// gRPC code that fits.
+        code: Code,
+        /// What happened and what to do.
+        message: String,
+    },
+    /// The disk is full.
+    #[error("the registry's disk is full; reads go on, nothing was stored")]
+    DiskFull,
+    /// Stored data is missing or damaged.
+    #[error("stored data is damaged: {0}")]
+    DataLoss(String),
+    /// Storage failed otherwise.
+    #[error("storage failed: {0}")]
+    Storage(#[source] Box<dyn StdError + Send + Sync>),
+    /// The client went away.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl Error {
+    /// A file named by request field `field` that cannot be used.
+    pub fn file(field: &'static str, error: FormatError) -> Self {
+        match error {
+            FormatError::Cancelled => Self::Cancelled,
+            FormatError::Io(error) if is_disk_full(&error) => Self::DiskFull,
+            error => Self::File { field, error },
+        }
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        const SQLITE_BUSY: i64 = 5;
+        const SQLITE_FULL: i64 = 13;
+        let code = error
+            .as_database_error()
+            .and_then(|error| error.code()?.parse::<i64>().ok())
+            // Extended codes keep the primary code in the low byte.
+            .map(|code| code & 0xff);
+        match (code, &error) {
+            (Some(SQLITE_FULL), _) => Self::DiskFull,
+            (Some(SQLITE_BUSY), _) | (_, sqlx::Error::PoolTimedOut) => {
+                Self::Busy("the database is busy with another write".to_owned())
+            }
+            _ => Self::Storage(Box::new(error)),
+        }
+    }
+}
+
+impl From<sqlx::migrate::MigrateError> for Error {
+    fn from(error: sqlx::migrate::MigrateError) -> Self {
+        Self::Storage(Box::new(error))
+    }
+}
+
+impl From<object_store::Error> for Error {
+    fn from(error: object_store::Error) -> Self {
+        match error {
+            object_store::Error::NotFound { path, .. } => {
+                Self::DataLoss(format!("object {path} is missing"))
+            }
+            error if is_disk_full(&error) => Self::DiskFull,
+            error => Self::Storage(Box::new(error)),
+        }
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        if is_disk_full(&error) {
+            Self::DiskFull
+        } else {
+            Self::Storage(Box::new(error))
+        }
+    }
+}
+
+/// Whether an I/O error for want of space is somewhere in the chain.
+fn is_disk_full(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<io::Error>()
+            && matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            )
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+fn listing(intro: &str, names: &[String]) -> String {
+    if names.is_empty() {
+        return "there are none".to_owned();
+    }
+    let quoted: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
+    format!("{intro} {}", quoted.join(", "))
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        let (code, details) = match &error {
+            Error::Invalid(invalid) => return invalid.clone().into(),
+            Error::File { field, error } => file_details(field, error, &message),
+            Error::SaeNotFound { .. } | Error::LabelNotFound { .. } | Error::CavNotFound { .. } => {
+                (Code::NotFound, not_found_details(&error))
+            }
+            Error::SaeExists { sae_id } => (
+                Code::AlreadyExists,
+                info("SAE_EXISTS", &[("sae_id", sae_id)]),
+            ),
+            Error::CavExists { name, .. } => {
+                (Code::AlreadyExists, info("CAV_EXISTS", &[("name", name)]))
+            }
+            Error::NotAllowed(_) => (Code::PermissionDenied, info("IMPORT_NOT_ALLOWED", &[])),
+            Error::Busy(_) => (
+                Code::ResourceExhausted,
+                retriable("BUSY", Duration::from_secs(2)),
+            ),
+            Error::Hub {
+                code: Code::Unavailable,
+                ..
+            } => (Code::Unavailable, retriable("HUB", Duration::from_secs(10))),
+            Error::Hub { code, .. } => (*code, info("HUB", &[])),
+            Error::DiskFull => (Code::ResourceExhausted, info("DISK_FULL", &[])),
+            Error::DataLoss(_) => (Code::DataLoss, info("DATA_LOSS", &[])),
+            Error::Storage(source) => {
+                tracing::error!(error = %source, "storage failed");
+                (Code::Internal, info("STORAGE", &[]))
+            }
+            Error::Cancelled => (Code::Cancelled, ErrorDetails::new()),
+        };
+        Self::with_error_details(code, message, details)
+    }
+}
+
+fn info(reason: &str, metadata: &[(&str, &str)]) -> ErrorDetails {
+    let metadata: HashMap<String, String> = metadata
+        .iter()
+        .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
+    ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata)
+}
+
+fn retriable(reason: &str, delay: Duration) -> ErrorDetails {
+    let mut details = info(reason, &[]);
+    details.set_retry_info(Some(delay));
+    details
+}
+
+/// What was looked for, and a JSON list of what comes near it.
+fn not_found_details(error: &Error) -> ErrorDetails {
+    let json = |names: &[String]| serde_json::to_string(names).unwrap_or_default();
+    match error {
+        Error::SaeNotFound { sae_id, known } => info(
+            "SAE_NOT_FOUND",
+            &[("sae_id", sae_id), ("known", &json(known))],
+        ),
+        Error::LabelNotFound {
+            sae_id,
+            label,
+            nearest,
+        } => info(
+            "LABEL_NOT_FOUND",
+            &[
+                ("sae_id", sae_id),
+                ("label", label),
+                ("suggestions", &json(nearest)),
+            ],
+        ),
+        Error::CavNotFound { name, nearest } => info(
+            "CAV_NOT_FOUND",
+            &[("name", name), ("suggestions", &json(nearest))],
+        ),
+        _ => ErrorDetails::new(),
+    }
+}
+
+fn file_details(field: &str, error: &FormatError, message: &str) -> (Code, ErrorDetails) {
+    match error {
+        FormatError::Malformed(_) => (
+            Code::InvalidArgument,
+            ErrorDetails::with_bad_request_violation(field, message),
+        ),
+        FormatError::Unservable(_) => (Code::FailedPrecondition, info("NOT_SERVABLE", &[])),
+        FormatError::Io(error) if error.kind() == io::ErrorKind::NotFound => (
+            Code::NotFound,
+            ErrorDetails::with_bad_request_violation(field, message),
+        ),
+        FormatError::Io(_) => (Code::FailedPrecondition, info("FILE_UNREADABLE", &[])),
+        FormatError::Cancelled => (Code::Cancelled, ErrorDetails::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{malformed, unservable};
+
+    #[test]
+    fn every_status_has_the_code_and_details_a_client_needs() {
+        let label = Error::LabelNotFound {
+            sae_id: "s".to_owned(),
+            label: "basebal".to_owned(),
+            nearest: vec!["baseball".to_owned()],
+        };
+        let status = Status::from(label);
+        assert_eq!(status.code(), Code::NotFound);
+        assert!(
+            status.message().contains("\"baseball\""),
+            "{}",
+            status.message()
+        );
+        let info = status.get_details_error_info().expect("error info");
+        assert_eq!(info.reason, "LABEL_NOT_FOUND");
+        assert_eq!(info.metadata["suggestions"], r#"["baseball"]"#);
+
+        let status = Status::from(Error::file("path", malformed("W_enc: bad")));
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let bad = status.get_details_bad_request().expect("bad request");
+        assert_eq!(bad.field_violations[0].field, "path");
+
+        let status = Status::from(Error::file("path", unservable("TopK")));
+        assert_eq!(status.code(), Code::FailedPrecondition);
+
+        let status = Status::from(Error::Busy("busy".to_owned()));
+        assert!(status.get_details_retry_info().is_some());
+    }
+
+    #[test]
+    fn a_full_disk_is_told_apart_however_deep_it_hides() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let wrapped = object_store::Error::Generic {
+            store: "local",
+            source: Box::new(full()),
+        };
+        for error in [
+            Error::from(full()),
+            Error::from(wrapped),
+            Error::file("path", FormatError::Io(full())),
+        ] {
+            assert!(matches!(error, Error::DiskFull), "{error:?}");
+        }
+    }
+}

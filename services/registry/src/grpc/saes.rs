@@ -1,0 +1,59 @@
+//! `ListSaes`, `GetSae`, `DeleteSae`.
+
+use steering_proto::{Invalid, v1};
+
+use super::pages;
+use crate::{error::Result, registry::Registry};
+
+const PAGE_SIZE: u32 = 100;
+const SCOPE: &str = "saes";
+
+pub(super) async fn list(
+    registry: &Registry,
+    request: v1::ListSaesRequest,
+) -> Result<v1::ListSaesResponse> {
+    let v1::ListSaesRequest {
+        page_size,
+        page_token,
+    } = request;
+    let size = pages::page_size(page_size, PAGE_SIZE)?;
+    let after: Option<String> = pages::decode(SCOPE, &page_token)?;
+    let mut saes = registry
+        .list_saes(&after.unwrap_or_default(), size + 1)
+        .await?;
+    let more = saes.len() > size as usize;
+    saes.truncate(size as usize);
+    let last = saes.last().filter(|_| more);
+    Ok(v1::ListSaesResponse {
+        next_page_token: last.map_or_else(String::new, |sae| pages::encode(SCOPE, &sae.name)),
+        saes: saes.iter().map(crate::store::SaeRecord::to_wire).collect(),
+    })
+}
+
+pub(super) async fn get(
+    registry: &Registry,
+    request: v1::GetSaeRequest,
+) -> Result<v1::GetSaeResponse> {
+    let v1::GetSaeRequest { sae_id } = request;
+    let sae = registry.sae(&named(sae_id)?).await?;
+    Ok(v1::GetSaeResponse {
+        sae: Some(sae.to_wire()),
+    })
+}
+
+pub(super) async fn delete(
+    registry: &Registry,
+    request: v1::DeleteSaeRequest,
+) -> Result<v1::DeleteSaeResponse> {
+    let v1::DeleteSaeRequest { sae_id } = request;
+    registry.delete_sae(&named(sae_id)?).await?;
+    Ok(v1::DeleteSaeResponse {})
+}
+
+/// A name that must be given.
+pub(super) fn named(sae_id: String) -> Result<String, Invalid> {
+    if sae_id.is_empty() {
+        return Err(Invalid::field("sae_id", "is required"));
+    }
+    Ok(sae_id)
+}

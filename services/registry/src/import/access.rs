@@ -1,0 +1,102 @@
+//! Which of the machine's files an import may read.
+
+use std::path::{Path, PathBuf};
+
+use crate::format::{FormatError, SourceFile, malformed};
+
+/// Folders that may be read.
+#[derive(Debug, Clone)]
+pub enum Access {
+    /// Every path: for a registry that listens to its own machine only.
+    Anywhere,
+    /// Paths below one of these folders (canonical); symbolic links that lead out are refused.
+    Roots(Vec<PathBuf>),
+}
+
+impl Access {
+    /// Below these folders, which must exist.
+    pub fn roots(roots: &[PathBuf]) -> std::io::Result<Self> {
+        let roots = roots
+            .iter()
+            .map(std::fs::canonicalize)
+            .collect::<Result<_, _>>()?;
+        Ok(Self::Roots(roots))
+    }
+
+    /// The real path behind `path`. Whether a path outside exists is not told.
+    pub fn resolve(&self, path: &Path) -> Result<PathBuf, FormatError> {
+        let missing = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
+                FormatError::Io(std::io::Error::new(
+                    std::io::ErrorKind::NotFound,
+                    format!(
+                        "{} does not exist on the registry's machine",
+                        path.display()
+                    ),
+                ))
+            }
+            kind => FormatError::Io(std::io::Error::new(
+                kind,
+                format!("{} cannot be read: {error}", path.display()),
+            )),
+        };
+        let Self::Roots(roots) = self else {
+            return path.canonicalize().map_err(missing);
+        };
+        let outside = || {
+            malformed(format!(
+                "{} is outside the folders that may be imported",
+                path.display()
+            ))
+        };
+        match path.canonicalize() {
+            Ok(real) if roots.iter().any(|root| real.starts_with(root)) => Ok(real),
+            Ok(_) => Err(outside()),
+            Err(error) if roots.iter().any(|root| path.starts_with(root)) => Err(missing(error)),
+            Err(_) => Err(outside()),
+        }
+    }
+
+    /// Opens a regular file. Devices and pipes, which could block or never end, are refused.
+    pub fn open(&self, path: &Path) -> Result<SourceFile, FormatError> {
+        let real = self.resolve(path)?;
+        if !real.metadata()?.is_file() {
+            return Err(malformed(format!(
+                "{} is not a regular file",
+                path.display()
+            )));
+        }
+        let name = path
+            .file_name()
+            .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        Ok(SourceFile::new(std::fs::File::open(&real)?, name)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_and_dots_cannot_leave_the_roots() {
+        let outer = tempfile::tempdir().expect("folder");
+        let root = outer.path().join("root");
+        std::fs::create_dir(&root).expect("root");
+        std::fs::write(outer.path().join("secret"), "x").expect("file");
+        std::fs::write(root.join("fine"), "x").expect("file");
+        std::os::unix::fs::symlink(outer.path().join("secret"), root.join("link")).expect("link");
+        std::os::unix::fs::symlink(root.join("fine"), root.join("inner")).expect("link");
+        let access = Access::roots(std::slice::from_ref(&root)).expect("roots");
+        assert!(access.open(&root.join("fine")).is_ok());
+        assert!(access.open(&root.join("inner")).is_ok());
+        for refused in [
+            root.join("link"),
+            root.join("../secret"),
+            outer.path().join("none"),
+            root.clone(),
+        ] {
+            assert!(access.open(&refused).is_err(), "{}", refused.display());
+        }
+        assert!(Access::Anywhere.open(&outer.path().join("secret")).is_ok());
+    }
+}

@@ -1,0 +1,169 @@
+//! What the service does, apart from gRPC: one method per operation.
+
+mod cavs;
+mod features;
+mod labels;
+mod saes;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
+
+use crate::{
+    error::{Error, Result},
+    import::access::Access,
+    store::{SaeRecord, Store},
+    vectors::Vectors,
+};
+
+pub use features::{FEATURES_MAX, FeatureName, FeatureRef};
+pub use saes::ImportSource;
+
+/// SAE imports that run at once: each holds up to 150 MB.
+const IMPORTS_RUNNING_MAX: usize = 1;
+/// SAE imports that run or wait.
+const IMPORTS_MAX: usize = 16;
+/// Names listed when one was not found.
+const NAMES_LISTED: u32 = 20;
+/// Look-alikes suggested when a name was not found.
+const SUGGESTIONS_MAX: usize = 5;
+
+/// The registry.
+#[derive(Debug)]
+pub struct Registry {
+    store: Arc<dyn Store>,
+    vectors: Vectors,
+    staging: PathBuf,
+    access: Option<Access>,
+    imports: Semaphore,
+    importing: Semaphore,
+    /// Held while an object gains its first row or loses its last, so that
+    /// neither happens between the two steps of the other.
+    objects: Mutex<()>,
+}
+
+impl Registry {
+    /// Puts the parts together. `staging` is for files on their way in and is
+    /// emptied. `access` of None refuses imports by path.
+    pub fn open(
+        store: Arc<dyn Store>,
+        vectors: Vectors,
+        staging: &Path,
+        access: Option<Access>,
+    ) -> Result<Self> {
+        match std::fs::remove_dir_all(staging) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        std::fs::create_dir_all(staging)?;
+        Ok(Self {
+            store,
+            vectors,
+            staging: staging.to_owned(),
+            access,
+            imports: Semaphore::new(IMPORTS_MAX),
+            importing: Semaphore::new(IMPORTS_RUNNING_MAX),
+            objects: Mutex::new(()),
+        })
+    }
+
+    /// Folder for files on their way in; on the disk that they will end up on.
+    pub fn staging(&self) -> &Path {
+        &self.staging
+    }
+
+    /// Leave to bring an SAE in. Errors at once if too many do.
+    pub fn admit_import(&self) -> Result<SemaphorePermit<'_>> {
+        self.imports
+            .try_acquire()
+            .map_err(|_| Error::Busy(format!("{IMPORTS_MAX} imports run or wait already")))
+    }
+
+    /// Ends all use of the store.
+    pub async fn close(&self) {
+        self.store.close().await;
+    }
+
+    /// The SAE of that name; an empty name stands for the only one.
+    pub async fn sae(&self, sae_id: &str) -> Result<SaeRecord> {
+        if !sae_id.is_empty() {
+            return match self.store.sae(sae_id).await? {
+                Some(sae) => Ok(sae),
+                None => Err(self.sae_not_found(sae_id).await?),
+            };
+        }
+        let mut saes = self.store.list_saes("", NAMES_LISTED).await?;
+        match (saes.pop(), saes.as_slice()) {
+            (Some(only), []) => Ok(only),
+            (None, _) => Err(Error::SaeNotFound {
+                sae_id: String::new(),
+                known: Vec::new(),
+            }),
+            (Some(last), others) => {
+                let names: Vec<&str> = others
+                    .iter()
+                    .chain([&last])
+                    .map(|sae| sae.name.as_str())
+                    .collect();
+                Err(steering_proto::Invalid::field(
+                    "sae_id",
+                    format!(
+                        "is required where several SAEs are held: {}",
+                        names.join(", ")
+                    ),
+                )
+                .into())
+            }
+        }
+    }
+
+    async fn sae_not_found(&self, sae_id: &str) -> Result<Error> {
+        let known = self.store.list_saes("", NAMES_LISTED).await?;
+        Ok(Error::SaeNotFound {
+            sae_id: sae_id.to_owned(),
+            known: known.into_iter().map(|sae| sae.name).collect(),
+        })
+    }
+}
+
+/// Up to five candidates that look most like `wanted`, best first.
+fn nearest(wanted: &str, candidates: Vec<String>) -> Vec<String> {
+    let wanted = wanted.to_lowercase();
+    let mut scored: Vec<(f64, String)> = candidates
+        .into_iter()
+        .map(|candidate| {
+            let folded = candidate.to_lowercase();
+            let similarity = strsim::normalized_damerau_levenshtein(&wanted, &folded)
+                .max(0.95 * strsim::jaro_winkler(&wanted, &folded));
+            let contains = folded.contains(&wanted) || wanted.contains(&folded);
+            (similarity + if contains { 0.2 } else { 0.0 }, candidate)
+        })
+        .filter(|(similarity, _)| *similarity >= 0.5)
+        .collect();
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+    scored.truncate(SUGGESTIONS_MAX);
+    scored.into_iter().map(|(_, candidate)| candidate).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn look_alikes_come_best_first() {
+        let labels = ["baseball", "basketball", "tennis", "base", "football"]
+            .map(str::to_owned)
+            .to_vec();
+        let found = nearest("basebal", labels.clone());
+        assert_eq!(found[0], "baseball");
+        assert!(
+            found.len() <= SUGGESTIONS_MAX && !found.contains(&"tennis".to_owned()),
+            "{found:?}"
+        );
+        assert_eq!(nearest("BASEBALL", labels.clone())[0], "baseball");
+        assert!(nearest("zzzzqqqq", labels).is_empty());
+    }
+}

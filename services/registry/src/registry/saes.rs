@@ -1,0 +1,250 @@
+//! SAEs: import, listing, removal.
+
+use std::{path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use steering_proto::Invalid;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+use super::Registry;
+use crate::{
+    canonical::Layout,
+    error::{Error, Result},
+    format::FormatError,
+    import::{
+        SaeSource,
+        access::Access,
+        convert::convert,
+        detect::{Found, detect},
+        hub::{self, HubSource},
+        options::{ImportOptions, Resolved},
+    },
+    progress::Progress,
+    store::{SaeRecord, now_ms},
+    vectors::StagedObject,
+};
+
+/// Chunks of 4 MiB between conversion and storage.
+const CHUNKS_WAITING_MAX: usize = 2;
+
+/// Where an SAE comes from.
+#[derive(Debug)]
+pub enum ImportSource {
+    /// A file or folder of this machine, named by a client.
+    Path(PathBuf),
+    /// A repository of the model hub.
+    Hub(HubSource),
+    /// A folder of files that a client sent; gone after the import.
+    Upload(TempDir),
+}
+
+/// Files that are open, and what is known of them.
+struct Opened {
+    found: Found,
+    origin: String,
+    /// Request field that errors are about.
+    field: &'static str,
+    /// Keeps an upload's files.
+    upload: Option<TempDir>,
+}
+
+impl Registry {
+    /// Imports an SAE; it is visible when this returns, and nothing of it is
+    /// left if it fails. Stops soon after nobody listens to `progress`.
+    pub async fn import_sae(
+        &self,
+        options: ImportOptions,
+        source: ImportSource,
+        progress: Arc<Progress>,
+    ) -> Result<SaeRecord> {
+        if self.store.sae(&options.sae_id).await?.is_some() {
+            return Err(Error::SaeExists {
+                sae_id: options.sae_id,
+            });
+        }
+        let opened = self.open_source(source, &progress).await?;
+        let _running = tokio::select! {
+            permit = self.importing.acquire() => permit.map_err(|error| Error::Storage(Box::new(error)))?,
+            () = progress.cancelled() => return Err(Error::Cancelled),
+        };
+        let scratch = self.staging.clone();
+        let reading = Arc::clone(&progress);
+        let field = opened.field;
+        let (opened, source) = blocking(move || {
+            let source = SaeSource::read(&opened.found, &scratch, &reading)
+                .map_err(|error| Error::file(field, error))?;
+            Ok((opened, source))
+        })
+        .await?;
+        let resolved = options.resolve(&source)?;
+        let (layout, staged) = self
+            .write_canonical(source, &resolved, field, &progress)
+            .await?;
+        let record = SaeRecord {
+            key: 0,
+            name: options.sae_id,
+            digest: staged.digest.clone(),
+            hook_name: resolved.hook.to_string(),
+            model_id: resolved.model_id,
+            layout: layout.0,
+            normalization: layout.1,
+            format: layout.2.to_owned(),
+            origin: opened.origin,
+            created_at_ms: now_ms(),
+            label_count: 0,
+        };
+        drop(opened.upload);
+        self.make_visible(&staged, &record).await
+    }
+
+    async fn open_source(&self, source: ImportSource, progress: &Arc<Progress>) -> Result<Opened> {
+        let (path, hint, field, access, upload) = match source {
+            ImportSource::Path(path) => {
+                let access = self.access.clone().ok_or_else(|| {
+                    Error::NotAllowed(
+                        "this registry listens beyond its own machine and was started without --import-root, so \
+                         it reads no paths; upload the files instead"
+                            .to_owned(),
+                    )
+                })?;
+                if !path.is_absolute() {
+                    return Err(Invalid::field(
+                        "path",
+                        "must be absolute, as the registry sees it",
+                    )
+                    .into());
+                }
+                let hint = path.display().to_string();
+                (path, hint, "path", access, None)
+            }
+            ImportSource::Hub(hub) => {
+                let path = hub::download(&hub, progress).await?;
+                (path, hub.origin(), "hub", Access::Anywhere, None)
+            }
+            ImportSource::Upload(folder) => {
+                let access = Access::roots(&[folder.path().to_owned()])?;
+                (
+                    folder.path().to_owned(),
+                    "upload".to_owned(),
+                    "chunk",
+                    access,
+                    Some(folder),
+                )
+            }
+        };
+        let origin = hint.clone();
+        let found = blocking(move || {
+            detect(&path, &hint, &access).map_err(|error| Error::file(field, error))
+        })
+        .await?;
+        // An upload has no path of its own; its files' names are what is known of it.
+        let origin = if upload.is_some() {
+            found.hint.clone()
+        } else {
+            origin
+        };
+        Ok(Opened {
+            found,
+            origin,
+            field,
+            upload,
+        })
+    }
+
+    /// Converts on one thread while the bytes before are hashed and stored.
+    async fn write_canonical(
+        &self,
+        source: SaeSource,
+        resolved: &Resolved,
+        field: &'static str,
+        progress: &Arc<Progress>,
+    ) -> Result<(
+        (
+            Layout,
+            steering_proto::payload::InputNormalization,
+            &'static str,
+        ),
+        StagedObject,
+    )> {
+        let narrow =
+            |size: usize| u32::try_from(size).map_err(|_| Error::DataLoss("size".to_owned()));
+        let (layout, header) = Layout::new(
+            source.activation.architecture(),
+            source.normalization,
+            narrow(source.encoder.width())?,
+            narrow(source.encoder.features())?,
+        );
+        let described = (layout, source.normalization, source.format);
+        let mut writer = self.vectors.writer().await?;
+        let (sender, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_WAITING_MAX);
+        let (scale, converting) = (resolved.scale, Arc::clone(progress));
+        let conversion = tokio::task::spawn_blocking(move || {
+            let mut emit = |chunk: Vec<u8>| {
+                sender
+                    .blocking_send(chunk.into())
+                    .map_err(|_| FormatError::Cancelled)
+            };
+            emit(header)?;
+            convert(&source, scale, &converting, &mut emit)
+        });
+        let mut written = Ok(());
+        while let Some(chunk) = chunks.recv().await {
+            written = writer.write(chunk).await;
+            if written.is_err() {
+                break;
+            }
+        }
+        // Lets a conversion that still sends notice.
+        drop(chunks);
+        let converted = conversion
+            .await
+            .map_err(|error| Error::Storage(Box::new(error)))?;
+        // A storage error is the cause of the conversion's end, not the other way round.
+        let outcome = written.and_then(|()| converted.map_err(|error| Error::file(field, error)));
+        if let Err(error) = outcome {
+            writer.abort().await;
+            return Err(error);
+        }
+        let _ = progress.report("storing", 0, layout.file_len());
+        Ok((described, writer.finish().await?))
+    }
+
+    async fn make_visible(&self, staged: &StagedObject, record: &SaeRecord) -> Result<SaeRecord> {
+        let _objects = self.objects.lock().await;
+        self.vectors.publish(staged).await?;
+        match self.store.add_sae(record).await {
+            Ok(record) => Ok(record),
+            Err(error) => {
+                if !self.store.has_digest(&staged.digest).await.unwrap_or(true) {
+                    self.vectors.delete(&staged.digest).await?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// SAEs by name, behind `after`.
+    pub async fn list_saes(&self, after: &str, limit: u32) -> Result<Vec<SaeRecord>> {
+        self.store.list_saes(after, limit).await
+    }
+
+    /// Removes an SAE, its labels, and its directions if no other SAE has the same.
+    pub async fn delete_sae(&self, sae_id: &str) -> Result<()> {
+        let _objects = self.objects.lock().await;
+        match self.store.remove_sae(sae_id).await? {
+            None => Err(self.sae_not_found(sae_id).await?),
+            Some((_, true)) => Ok(()),
+            Some((digest, false)) => self.vectors.delete(&digest).await,
+        }
+    }
+}
+
+/// Runs work that blocks on a thread for such work.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::Storage(Box::new(error)))?
+}

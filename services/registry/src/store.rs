@@ -1,0 +1,291 @@
+//! Metadata: SAEs, labels, CAVs. One of the crate's two dynamic seams (the
+//! other is the object store): SQLite today, a cluster's database beside it.
+
+pub mod sqlite;
+
+use std::collections::HashMap;
+
+use futures::stream::BoxStream;
+use steering_proto::{payload::InputNormalization, v1};
+use tonic::async_trait;
+
+use crate::{canonical::Layout, error::Result};
+
+/// An SAE, without its directions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SaeRecord {
+    /// Key in the store; 0 before it is stored.
+    pub key: i64,
+    /// Name.
+    pub name: String,
+    /// SHA-256 (hex) of the canonical object.
+    pub digest: String,
+    /// Hook point.
+    pub hook_name: String,
+    /// Model.
+    pub model_id: String,
+    /// Architecture, sizes, and where things are in the object.
+    pub layout: Layout,
+    /// Normalisation in front of the encoder.
+    pub normalization: InputNormalization,
+    /// Format it came in.
+    pub format: String,
+    /// Where it came from.
+    pub origin: String,
+    /// Milliseconds since 1970, UTC.
+    pub created_at_ms: i64,
+    /// Labels known.
+    pub label_count: u64,
+}
+
+/// A label, on its way in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewLabel {
+    /// The feature; below d_sae.
+    pub feature_index: u32,
+    /// Its label.
+    pub label: String,
+    /// Who gave it.
+    pub source: String,
+    /// Quality, if the source gives one.
+    pub score: Option<f32>,
+}
+
+/// A label that is stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LabelRecord {
+    /// Key in the store, growing with every label.
+    pub key: i64,
+    /// Name of the SAE.
+    pub sae_id: String,
+    /// The feature.
+    pub feature_index: u32,
+    /// Its label.
+    pub label: String,
+    /// The label in lower case.
+    pub folded: String,
+    /// Who gave it.
+    pub source: String,
+    /// Quality, if known.
+    pub score: Option<f32>,
+}
+
+/// What a label import stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LabelCounts {
+    /// Labels.
+    pub labels: u64,
+    /// Distinct features they name.
+    pub features: u64,
+}
+
+/// Kinds of matches, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Match {
+    /// The label is the query, but for case.
+    Exact,
+    /// The label starts with the query.
+    Prefix,
+    /// Every word of the query starts a word of the label.
+    Words,
+    /// The label contains the query.
+    Part,
+}
+
+impl Match {
+    /// All kinds, best first.
+    pub const ALL: [Self; 4] = [Self::Exact, Self::Prefix, Self::Words, Self::Part];
+}
+
+/// One page of one kind of match.
+#[derive(Debug, Clone, Copy)]
+pub struct LabelSearch<'a> {
+    /// Lower-case text.
+    pub query: &'a str,
+    /// Only this SAE.
+    pub sae: Option<i64>,
+    /// Kind of match; better kinds are left out.
+    pub kind: Match,
+    /// Continue behind this label: its folded text and key.
+    pub after: Option<(&'a str, i64)>,
+    /// Most labels to return.
+    pub limit: u32,
+}
+
+/// A CAV's direction at one hook point.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CavDirectionRecord {
+    /// Hook point.
+    pub hook_name: String,
+    /// Number of components.
+    pub width: u32,
+    /// Euclidean norm.
+    pub norm: f32,
+    /// Components; empty in listings.
+    pub values: Vec<f32>,
+}
+
+/// One version of a CAV.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CavRecord {
+    /// Name.
+    pub name: String,
+    /// SHA-256 (hex) of hook points and numbers.
+    pub digest: String,
+    /// Model.
+    pub model_id: String,
+    /// File or method it came from.
+    pub origin: String,
+    /// Milliseconds since 1970, UTC.
+    pub created_at_ms: i64,
+    /// At least one.
+    pub directions: Vec<CavDirectionRecord>,
+}
+
+/// A CAV by name, or a version of it by (a prefix of) its digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CavAddress {
+    /// Name.
+    pub name: String,
+    /// Hex digits that the digest starts with.
+    pub digest_prefix: Option<String>,
+}
+
+/// Labels of a file, in batches.
+pub type LabelBatches<'a> = BoxStream<'a, Result<Vec<NewLabel>>>;
+
+/// Where metadata is kept. Every write is one transaction: all of it is
+/// durable when the call returns, or none of it is there.
+#[async_trait]
+pub trait Store: std::fmt::Debug + Send + Sync + 'static {
+    /// Adds an SAE. Errors with `SaeExists` if the name is taken.
+    async fn add_sae(&self, sae: &SaeRecord) -> Result<SaeRecord>;
+    /// The SAE of that name.
+    async fn sae(&self, name: &str) -> Result<Option<SaeRecord>>;
+    /// SAEs by name, behind `after`.
+    async fn list_saes(&self, after: &str, limit: u32) -> Result<Vec<SaeRecord>>;
+    /// Removes an SAE and its labels. Returns its digest, and whether another
+    /// SAE still has the same; None if there is no such SAE.
+    async fn remove_sae(&self, name: &str) -> Result<Option<(String, bool)>>;
+    /// Whether an SAE with these directions exists.
+    async fn has_digest(&self, digest: &str) -> Result<bool>;
+
+    /// Stores labels of one SAE, all or none. A label that is there already
+    /// (same feature, source) keeps its place. With `unique_names`, a label
+    /// names one feature per source: two in the file are an error, and one
+    /// stored before for another feature is replaced.
+    async fn add_labels(
+        &self,
+        sae: &SaeRecord,
+        labels: LabelBatches<'_>,
+        unique_names: bool,
+    ) -> Result<LabelCounts>;
+    /// Features that have exactly this label, at most `limit`.
+    async fn features_labelled(&self, sae: i64, label: &str, limit: u32) -> Result<Vec<u32>>;
+    /// The best label of each feature that has one.
+    async fn best_labels(&self, sae: i64, indices: &[u32]) -> Result<HashMap<u32, String>>;
+    /// Labels that may look like `label`; bounded, in no order.
+    async fn label_candidates(&self, sae: i64, label: &str) -> Result<Vec<String>>;
+    /// Labels that match.
+    async fn search_labels(&self, search: LabelSearch<'_>) -> Result<Vec<LabelRecord>>;
+    /// Labels of an SAE by feature and key, behind `after`.
+    async fn list_labels(
+        &self,
+        sae: i64,
+        source: Option<&str>,
+        after: (i64, i64),
+        limit: u32,
+    ) -> Result<Vec<LabelRecord>>;
+
+    /// Stores CAVs, all or none. A version that is there already becomes the
+    /// newest again. Returns what is stored, without numbers.
+    async fn add_cavs(&self, cavs: &[CavRecord]) -> Result<Vec<CavRecord>>;
+    /// Newest versions by name, behind `after`, without numbers.
+    async fn list_cavs(&self, prefix: &str, after: &str, limit: u32) -> Result<Vec<CavRecord>>;
+    /// Versions at an address, newest first, at most two, with numbers.
+    async fn cavs_at(&self, address: &CavAddress) -> Result<Vec<CavRecord>>;
+    /// Removes the versions at an address; returns how many.
+    async fn remove_cavs(&self, address: &CavAddress) -> Result<u32>;
+    /// Names of CAVs, at most `limit`.
+    async fn cav_names(&self, limit: u32) -> Result<Vec<String>>;
+
+    /// Ends all use of the store.
+    async fn close(&self);
+}
+
+impl SaeRecord {
+    /// The wire's message.
+    pub fn to_wire(&self) -> v1::Sae {
+        v1::Sae {
+            sae_id: self.name.clone(),
+            digest: self.digest.clone(),
+            hook_name: self.hook_name.clone(),
+            model_id: self.model_id.clone(),
+            d_in: self.layout.d_in,
+            d_sae: self.layout.d_sae,
+            architecture: self.layout.architecture.as_str().to_owned(),
+            input_normalization: self.normalization.to_wire().into(),
+            format: self.format.clone(),
+            origin: self.origin.clone(),
+            created_at: Some(timestamp(self.created_at_ms)),
+            label_count: self.label_count,
+        }
+    }
+}
+
+impl LabelRecord {
+    /// The wire's message.
+    pub fn into_wire(self) -> v1::FeatureLabel {
+        v1::FeatureLabel {
+            sae_id: self.sae_id,
+            feature_index: self.feature_index,
+            label: self.label,
+            source: self.source,
+            score: self.score,
+        }
+    }
+}
+
+impl CavRecord {
+    /// The wire's message, with vectors if the record has them.
+    pub fn into_wire(self) -> v1::Cav {
+        let name = self.name;
+        let directions = self.directions.into_iter().map(|direction| {
+            let vector = (!direction.values.is_empty()).then(|| v1::Vector {
+                name: name.clone(),
+                values: direction.values,
+            });
+            v1::CavDirection {
+                hook_name: direction.hook_name,
+                width: direction.width,
+                norm: direction.norm,
+                vector,
+            }
+        });
+        v1::Cav {
+            directions: directions.collect(),
+            digest: self.digest,
+            model_id: self.model_id,
+            origin: self.origin,
+            created_at: Some(timestamp(self.created_at_ms)),
+            name,
+        }
+    }
+}
+
+fn timestamp(ms: i64) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: ms.div_euclid(1000),
+        // Below 10^9, so it fits.
+        nanos: i32::try_from(ms.rem_euclid(1000) * 1_000_000).unwrap_or(0),
+    }
+}
+
+/// Milliseconds since 1970, UTC.
+pub fn now_ms() -> i64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |elapsed| {
+            i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)
+        })
+}

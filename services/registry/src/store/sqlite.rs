@@ -1,0 +1,144 @@
+//! Metadata in one SQLite file: write-ahead log, synced on every commit, one
+//! writer and several readers.
+
+mod cavs;
+mod labels;
+mod saes;
+
+use std::{collections::HashMap, path::Path, time::Duration};
+
+use sqlx::{
+    SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use tonic::async_trait;
+
+use super::{
+    CavAddress, CavRecord, LabelBatches, LabelCounts, LabelRecord, LabelSearch, SaeRecord, Store,
+};
+use crate::error::Result;
+
+const READERS_MAX: u32 = 8;
+/// How long a write waits for another one.
+const WRITE_WAIT: Duration = Duration::from_secs(30);
+
+/// Metadata in an SQLite file.
+#[derive(Debug, Clone)]
+pub struct SqliteStore {
+    /// One connection: writes are serial, as in SQLite itself.
+    writer: SqlitePool,
+    readers: SqlitePool,
+}
+
+impl SqliteStore {
+    /// Opens the file, creating it if need be, and brings its schema up to date.
+    pub async fn open(path: &Path) -> Result<Self> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(10));
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(WRITE_WAIT)
+            .connect_with(options.clone())
+            .await?;
+        sqlx::migrate!("migrations/sqlite").run(&writer).await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS_MAX)
+            .min_connections(1)
+            .connect_with(options.read_only(true))
+            .await?;
+        Ok(Self { writer, readers })
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn add_sae(&self, sae: &SaeRecord) -> Result<SaeRecord> {
+        self.insert_sae(sae).await
+    }
+
+    async fn sae(&self, name: &str) -> Result<Option<SaeRecord>> {
+        self.find_sae(name).await
+    }
+
+    async fn list_saes(&self, after: &str, limit: u32) -> Result<Vec<SaeRecord>> {
+        self.page_of_saes(after, limit).await
+    }
+
+    async fn remove_sae(&self, name: &str) -> Result<Option<(String, bool)>> {
+        self.delete_sae(name).await
+    }
+
+    async fn has_digest(&self, digest: &str) -> Result<bool> {
+        self.find_digest(digest).await
+    }
+
+    async fn add_labels(
+        &self,
+        sae: &SaeRecord,
+        labels: LabelBatches<'_>,
+        unique_names: bool,
+    ) -> Result<LabelCounts> {
+        self.insert_labels(sae, labels, unique_names).await
+    }
+
+    async fn features_labelled(&self, sae: i64, label: &str, limit: u32) -> Result<Vec<u32>> {
+        self.find_label(sae, label, limit).await
+    }
+
+    async fn best_labels(&self, sae: i64, indices: &[u32]) -> Result<HashMap<u32, String>> {
+        self.find_best_labels(sae, indices).await
+    }
+
+    async fn label_candidates(&self, sae: i64, label: &str) -> Result<Vec<String>> {
+        self.find_candidates(sae, label).await
+    }
+
+    async fn search_labels(&self, search: LabelSearch<'_>) -> Result<Vec<LabelRecord>> {
+        self.find_labels(search).await
+    }
+
+    async fn list_labels(
+        &self,
+        sae: i64,
+        source: Option<&str>,
+        after: (i64, i64),
+        limit: u32,
+    ) -> Result<Vec<LabelRecord>> {
+        self.page_of_labels(sae, source, after, limit).await
+    }
+
+    async fn add_cavs(&self, cavs: &[CavRecord]) -> Result<Vec<CavRecord>> {
+        self.insert_cavs(cavs).await
+    }
+
+    async fn list_cavs(&self, prefix: &str, after: &str, limit: u32) -> Result<Vec<CavRecord>> {
+        self.page_of_cavs(prefix, after, limit).await
+    }
+
+    async fn cavs_at(&self, address: &CavAddress) -> Result<Vec<CavRecord>> {
+        self.find_cavs(address).await
+    }
+
+    async fn remove_cavs(&self, address: &CavAddress) -> Result<u32> {
+        self.delete_cavs(address).await
+    }
+
+    async fn cav_names(&self, limit: u32) -> Result<Vec<String>> {
+        self.find_cav_names(limit).await
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
+/// The smallest text above every text that starts with `prefix`, for an index range.
+fn prefix_end(prefix: &str) -> String {
+    format!("{prefix}{}", char::MAX)
+}

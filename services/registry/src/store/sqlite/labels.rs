@@ -1,0 +1,304 @@
+//! Tables `labels` and its search indexes.
+
+use std::collections::HashMap;
+
+use futures::StreamExt;
+use sqlx::{FromRow, QueryBuilder, Row, Sqlite, SqliteConnection, sqlite::SqliteRow};
+use steering_proto::Invalid;
+
+use super::{SqliteStore, prefix_end};
+use crate::{
+    error::{Error, Result},
+    store::{
+        LabelBatches, LabelCounts, LabelRecord, LabelSearch, Match, NewLabel, SaeRecord, now_ms,
+    },
+};
+
+/// Rows per INSERT: eight values each, well below SQLite's limit of 32,766.
+const ROWS_PER_INSERT: usize = 500;
+/// Labels compared with a label that was not found.
+const CANDIDATES_MAX: u32 = 20_000;
+
+impl FromRow<'_, SqliteRow> for LabelRecord {
+    fn from_row(row: &SqliteRow) -> sqlx::Result<Self> {
+        Ok(Self {
+            key: row.try_get("id")?,
+            sae_id: row.try_get("sae_name")?,
+            feature_index: row.try_get("feature_index")?,
+            label: row.try_get("label")?,
+            folded: row.try_get("folded")?,
+            source: row.try_get("source")?,
+            score: row.try_get("score")?,
+        })
+    }
+}
+
+const SELECT: &str = "SELECT l.id, s.name AS sae_name, l.feature_index, l.label, l.folded, l.source, l.score \
+                      FROM labels l JOIN saes s ON s.id = l.sae ";
+
+impl SqliteStore {
+    pub(super) async fn insert_labels(
+        &self,
+        sae: &SaeRecord,
+        mut labels: LabelBatches<'_>,
+        unique_names: bool,
+    ) -> Result<LabelCounts> {
+        let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let import: Option<i64> = sqlx::query_scalar(
+            "INSERT INTO label_imports (sae, created_at_ms) SELECT id, ? FROM saes WHERE id = ? RETURNING id",
+        )
+        .bind(now_ms())
+        .bind(sae.key)
+        .fetch_optional(&mut *transaction)
+        .await?;
+        // Deleted since it was looked up.
+        let import = import.ok_or_else(|| Error::SaeNotFound {
+            sae_id: sae.name.clone(),
+            known: Vec::new(),
+        })?;
+        while let Some(batch) = labels.next().await {
+            for rows in batch?.chunks(ROWS_PER_INSERT) {
+                insert(&mut transaction, sae.key, import, rows).await?;
+            }
+        }
+        if unique_names {
+            refuse_ambiguous(&mut transaction, sae.key, import).await?;
+            remove_superseded(&mut transaction, sae.key, import).await?;
+        }
+        let (labels, features): (i64, i64) = sqlx::query_as(
+            "SELECT COUNT(*), COUNT(DISTINCT feature_index) FROM labels WHERE sae = ? AND import = ?",
+        )
+        .bind(sae.key)
+        .bind(import)
+        .fetch_one(&mut *transaction)
+        .await?;
+        sqlx::query("UPDATE saes SET label_count = (SELECT COUNT(*) FROM labels WHERE sae = saes.id) WHERE id = ?")
+            .bind(sae.key)
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(LabelCounts {
+            labels: labels.unsigned_abs(),
+            features: features.unsigned_abs(),
+        })
+    }
+
+    pub(super) async fn find_label(&self, sae: i64, label: &str, limit: u32) -> Result<Vec<u32>> {
+        Ok(sqlx::query_scalar(
+            "SELECT DISTINCT feature_index FROM labels WHERE folded = ? AND sae = ? AND label = ? \
+             ORDER BY feature_index LIMIT ?",
+        )
+        .bind(label.to_lowercase())
+        .bind(sae)
+        .bind(label)
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?)
+    }
+
+    pub(super) async fn find_best_labels(
+        &self,
+        sae: i64,
+        indices: &[u32],
+    ) -> Result<HashMap<u32, String>> {
+        let indices = serde_json::to_string(indices).unwrap_or_default();
+        let rows: Vec<(u32, String)> = sqlx::query_as(
+            "SELECT i.value, (SELECT label FROM labels WHERE sae = ? AND feature_index = i.value \
+             ORDER BY source = 'manual' DESC, score DESC NULLS LAST, id LIMIT 1) AS label \
+             FROM json_each(?) i WHERE label IS NOT NULL",
+        )
+        .bind(sae)
+        .bind(indices)
+        .fetch_all(&self.readers)
+        .await?;
+        Ok(rows.into_iter().collect())
+    }
+
+    /// Labels with the same beginning, then any: enough to find a typing
+    /// error, and bounded whatever the number of labels.
+    pub(super) async fn find_candidates(&self, sae: i64, label: &str) -> Result<Vec<String>> {
+        let folded = label.to_lowercase();
+        let start: String = folded.chars().take(2).collect();
+        Ok(sqlx::query_scalar(
+            "SELECT label FROM (SELECT label FROM labels WHERE folded >= ?1 AND folded < ?2 AND sae = ?3 LIMIT ?4) \
+             UNION SELECT label FROM (SELECT label FROM labels WHERE sae = ?3 LIMIT ?4)",
+        )
+        .bind(&start)
+        .bind(prefix_end(&start))
+        .bind(sae)
+        .bind(CANDIDATES_MAX)
+        .fetch_all(&self.readers)
+        .await?)
+    }
+
+    pub(super) async fn find_labels(&self, search: LabelSearch<'_>) -> Result<Vec<LabelRecord>> {
+        let Some(mut query) = search_query(&search) else {
+            return Ok(Vec::new());
+        };
+        if let Some(sae) = search.sae {
+            query.push(" AND l.sae = ").push_bind(sae);
+        }
+        let by_text = matches!(search.kind, Match::Exact | Match::Prefix);
+        if let Some((folded, key)) = search.after {
+            if by_text {
+                query
+                    .push(" AND (l.folded, l.id) > (")
+                    .push_bind(folded)
+                    .push(", ")
+                    .push_bind(key)
+                    .push(")");
+            } else {
+                query.push(" AND l.id > ").push_bind(key);
+            }
+        }
+        query.push(if by_text {
+            " ORDER BY l.folded, l.id LIMIT "
+        } else {
+            " ORDER BY l.id LIMIT "
+        });
+        query.push_bind(search.limit);
+        Ok(query.build_query_as().fetch_all(&self.readers).await?)
+    }
+
+    pub(super) async fn page_of_labels(
+        &self,
+        sae: i64,
+        source: Option<&str>,
+        (index, key): (i64, i64),
+        limit: u32,
+    ) -> Result<Vec<LabelRecord>> {
+        let mut query = QueryBuilder::new(SELECT);
+        query.push("WHERE l.sae = ").push_bind(sae);
+        query.push(" AND l.feature_index >= ").push_bind(index);
+        query
+            .push(" AND (l.feature_index, l.id) > (")
+            .push_bind(index)
+            .push(", ")
+            .push_bind(key)
+            .push(")");
+        if let Some(source) = source {
+            query.push(" AND l.source = ").push_bind(source);
+        }
+        query
+            .push(" ORDER BY l.feature_index, l.id LIMIT ")
+            .push_bind(limit);
+        Ok(query.build_query_as().fetch_all(&self.readers).await?)
+    }
+}
+
+async fn insert(
+    connection: &mut SqliteConnection,
+    sae: i64,
+    import: i64,
+    rows: &[NewLabel],
+) -> Result<()> {
+    let mut query = QueryBuilder::<Sqlite>::new(
+        "INSERT INTO labels (sae, feature_index, label, folded, source, score, import) ",
+    );
+    query.push_values(rows, |mut values, row| {
+        values
+            .push_bind(sae)
+            .push_bind(row.feature_index)
+            .push_bind(&row.label)
+            .push_bind(row.label.to_lowercase())
+            .push_bind(&row.source)
+            .push_bind(row.score)
+            .push_bind(import);
+    });
+    query.push(
+        " ON CONFLICT (sae, feature_index, label, source) \
+         DO UPDATE SET score = excluded.score, import = excluded.import",
+    );
+    query.build().execute(connection).await?;
+    Ok(())
+}
+
+/// A name that stands for two features would be resolved to either.
+async fn refuse_ambiguous(connection: &mut SqliteConnection, sae: i64, import: i64) -> Result<()> {
+    let ambiguous: Option<(String, u32, u32)> = sqlx::query_as(
+        "SELECT a.label, a.feature_index, b.feature_index FROM labels a JOIN labels b \
+         ON b.folded = a.folded AND b.sae = a.sae AND b.label = a.label AND b.source = a.source \
+         AND b.import = a.import AND b.feature_index > a.feature_index \
+         WHERE a.sae = ? AND a.import = ? LIMIT 1",
+    )
+    .bind(sae)
+    .bind(import)
+    .fetch_optional(connection)
+    .await?;
+    match ambiguous {
+        None => Ok(()),
+        Some((label, one, other)) => Err(Invalid::field(
+            "chunk",
+            format!(
+                "label {label:?} names feature {one} and feature {other}; a label names one feature"
+            ),
+        )
+        .into()),
+    }
+}
+
+/// A name given anew leaves the feature it named before.
+async fn remove_superseded(connection: &mut SqliteConnection, sae: i64, import: i64) -> Result<()> {
+    sqlx::query(
+        "DELETE FROM labels WHERE sae = ?1 AND import <> ?2 AND EXISTS (SELECT 1 FROM labels n \
+         WHERE n.folded = labels.folded AND n.sae = ?1 AND n.label = labels.label \
+         AND n.source = labels.source AND n.import = ?2)",
+    )
+    .bind(sae)
+    .bind(import)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The rows of one kind of match that are of no better kind; None where the
+/// kind cannot match.
+fn search_query(search: &LabelSearch<'_>) -> Option<QueryBuilder<Sqlite>> {
+    let mut query = QueryBuilder::new(SELECT);
+    let prefix = (search.query.to_owned(), prefix_end(search.query));
+    match search.kind {
+        Match::Exact => {
+            query
+                .push("WHERE l.folded = ")
+                .push_bind(search.query.to_owned());
+        }
+        Match::Prefix => {
+            query.push("WHERE l.folded > ").push_bind(prefix.0);
+            query.push(" AND l.folded < ").push_bind(prefix.1);
+        }
+        Match::Words => {
+            query.push("JOIN label_words w ON w.rowid = l.id WHERE label_words MATCH ");
+            query.push_bind(words_pattern(search.query)?);
+            query.push(" AND NOT (l.folded >= ").push_bind(prefix.0);
+            query.push(" AND l.folded < ").push_bind(prefix.1).push(")");
+        }
+        Match::Part => {
+            query.push("JOIN label_parts p ON p.rowid = l.id WHERE label_parts MATCH ");
+            query.push_bind(part_pattern(search.query)?);
+            query.push(" AND NOT (l.folded >= ").push_bind(prefix.0);
+            query.push(" AND l.folded < ").push_bind(prefix.1).push(")");
+            if let Some(words) = words_pattern(search.query) {
+                query.push(
+                    " AND l.id NOT IN (SELECT rowid FROM label_words WHERE label_words MATCH ",
+                );
+                query.push_bind(words).push(")");
+            }
+        }
+    }
+    Some(query)
+}
+
+/// Every word of the query as a prefix.
+fn words_pattern(query: &str) -> Option<String> {
+    let words: Vec<String> = query
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .map(|word| format!("\"{word}\"*"))
+        .collect();
+    (!words.is_empty()).then(|| words.join(" "))
+}
+
+/// The query as it is; a trigram index knows nothing of shorter texts.
+fn part_pattern(query: &str) -> Option<String> {
+    (query.chars().count() >= 3).then(|| format!("\"{}\"", query.replace('"', "\"\"")))
+}

@@ -1,0 +1,267 @@
+//! CAVs: versions, addresses, refusals.
+
+use steering_proto::v1;
+use tonic::Code;
+
+use crate::harness::{HOOK, MODEL, Server, field};
+
+fn create(name: &str, values: &[f32]) -> v1::CreateCavRequest {
+    let direction = v1::CavDirection {
+        hook_name: HOOK.to_owned(),
+        vector: Some(v1::Vector {
+            name: String::new(),
+            values: values.to_vec(),
+        }),
+        ..Default::default()
+    };
+    v1::CreateCavRequest {
+        name: name.to_owned(),
+        model_id: MODEL.to_owned(),
+        directions: vec![direction],
+        origin: "test".to_owned(),
+    }
+}
+
+async fn store(server: &mut Server, name: &str, values: &[f32]) -> v1::Cav {
+    let response = server
+        .client
+        .create_cav(create(name, values))
+        .await
+        .expect("store");
+    response.into_inner().cav.expect("CAV")
+}
+
+async fn values(server: &mut Server, name: &str) -> Result<Vec<f32>, tonic::Status> {
+    let cav = server
+        .client
+        .get_cav(v1::GetCavRequest {
+            name: name.to_owned(),
+        })
+        .await?;
+    let direction = cav.into_inner().cav.expect("CAV").directions.remove(0);
+    Ok(direction.vector.expect("vector").values)
+}
+
+#[tokio::test]
+async fn versions_are_immutable_and_the_last_stored_is_the_newest() {
+    let mut server = Server::start().await;
+    let first = store(&mut server, "sports", &[3.0, 4.0]).await;
+    assert_eq!(
+        (first.directions[0].width, first.directions[0].norm),
+        (2, 5.0)
+    );
+    assert!(first.created_at.is_some());
+    let same = store(&mut server, "sports", &[3.0, 4.0]).await;
+    assert_eq!(
+        (same.digest.as_str(), same.created_at),
+        (first.digest.as_str(), first.created_at)
+    );
+    let second = store(&mut server, "sports", &[0.5, 0.0]).await;
+    assert_eq!(
+        values(&mut server, "sports").await.expect("newest"),
+        [0.5, 0.0]
+    );
+    for digits in [8, 20, 64] {
+        let address = format!("sports@{}", &first.digest[..digits]);
+        assert_eq!(
+            values(&mut server, &address).await.expect("version"),
+            [3.0, 4.0]
+        );
+    }
+    store(&mut server, "sports", &[3.0, 4.0]).await;
+    assert_eq!(
+        values(&mut server, "sports").await.expect("newest again"),
+        [3.0, 4.0]
+    );
+
+    let removed = v1::DeleteCavRequest {
+        name: format!("sports@{}", first.digest),
+    };
+    assert_eq!(
+        server
+            .client
+            .delete_cav(removed)
+            .await
+            .expect("delete")
+            .into_inner()
+            .removed_count,
+        1
+    );
+    assert_eq!(
+        values(&mut server, "sports").await.expect("the other"),
+        [0.5, 0.0]
+    );
+    assert_ne!(first.digest, second.digest);
+    let all = v1::DeleteCavRequest {
+        name: "sports".to_owned(),
+    };
+    assert_eq!(
+        server
+            .client
+            .delete_cav(all.clone())
+            .await
+            .expect("delete")
+            .into_inner()
+            .removed_count,
+        1
+    );
+    assert_eq!(
+        server
+            .client
+            .delete_cav(all)
+            .await
+            .expect_err("gone")
+            .code(),
+        Code::NotFound
+    );
+}
+
+#[tokio::test]
+async fn listings_show_the_newest_of_each_name_without_numbers() {
+    let mut server = Server::start().await;
+    for name in ["b", "a.x", "a.y", "c"] {
+        store(&mut server, name, &[1.0, 2.0]).await;
+    }
+    let newest = store(&mut server, "a.x", &[2.0, 2.0]).await;
+    let request = |prefix: &str, page_size, page_token| v1::ListCavsRequest {
+        prefix: prefix.to_owned(),
+        page_size,
+        page_token,
+    };
+    let mut names = Vec::new();
+    let mut token = String::new();
+    loop {
+        let page = server
+            .client
+            .list_cavs(request("", 3, token))
+            .await
+            .expect("list")
+            .into_inner();
+        names.extend(page.cavs.iter().map(|cav| cav.name.clone()));
+        token = page.next_page_token;
+        if token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(names, ["a.x", "a.y", "b", "c"]);
+    let page = server
+        .client
+        .list_cavs(request("a.", 0, String::new()))
+        .await
+        .expect("list")
+        .into_inner();
+    assert_eq!(page.cavs.len(), 2);
+    assert_eq!(page.cavs[0].digest, newest.digest);
+    assert_eq!(page.cavs[0].directions[0].vector, None);
+}
+
+#[tokio::test]
+async fn bad_cavs_are_refused_by_field() {
+    let mut server = Server::start().await;
+    store(&mut server, "sports", &[1.0]).await;
+    type Spoil = fn(&mut v1::CreateCavRequest);
+    let cases: [(&str, Spoil); 8] = [
+        ("name", |r| r.name.clear()),
+        ("name", |r| r.name = "a\nb".to_owned()),
+        ("model_id", |r| r.model_id.clear()),
+        ("directions", |r| r.directions.clear()),
+        ("directions[0].hook_name", |r| {
+            r.directions[0].hook_name = "layer 3".to_owned();
+        }),
+        ("directions[0].vector", |r| r.directions[0].vector = None),
+        ("directions[0].vector", |r| {
+            r.directions[0].vector = Some(v1::Vector {
+                values: vec![0.0],
+                ..Default::default()
+            });
+        }),
+        ("directions[0].vector.values[0]", |r| {
+            r.directions[0].vector = Some(v1::Vector {
+                values: vec![f32::NAN],
+                ..Default::default()
+            });
+        }),
+    ];
+    for (expected, spoil) in cases {
+        let mut request = create("x", &[1.0]);
+        spoil(&mut request);
+        let status = server.client.create_cav(request).await.expect_err(expected);
+        assert_eq!(
+            (status.code(), field(&status).as_str()),
+            (Code::InvalidArgument, expected)
+        );
+    }
+    let other_model = v1::CreateCavRequest {
+        model_id: "another".to_owned(),
+        ..create("sports", &[1.0])
+    };
+    let status = server
+        .client
+        .create_cav(other_model)
+        .await
+        .expect_err("same numbers, other model");
+    assert_eq!(status.code(), Code::AlreadyExists);
+    let status = values(&mut server, "sport")
+        .await
+        .expect_err("no such name");
+    assert_eq!(status.code(), Code::NotFound);
+    assert!(
+        status.message().contains("\"sports\""),
+        "{}",
+        status.message()
+    );
+}
+
+#[tokio::test]
+async fn files_need_a_place_and_a_model_and_distinct_names() {
+    let mut server = Server::start().await;
+    let header = |hook: &str, model: &str| v1::CavImportHeader {
+        hook_name: hook.to_owned(),
+        model_id: model.to_owned(),
+        file_name: "x.json".to_owned(),
+    };
+    let file = br#"[{"label": "a", "cav": [1, 2]}, {"label": "b", "cav": [3, 4]}]"#;
+    for (bytes, header, expected) in [
+        (&file[..], header("", MODEL), "header.hook_name"),
+        (file, header(HOOK, ""), "header.model_id"),
+        (file, header("nowhere", MODEL), "header.hook_name"),
+        (
+            br#"[{"label": "a", "cav": [1]}, {"label": "a", "cav": [2]}]"#,
+            header(HOOK, MODEL),
+            "chunk",
+        ),
+        (
+            br#"[{"label": "a", "cav": [1]}, {"label": "b", "cav": []}]"#,
+            header(HOOK, MODEL),
+            "chunk",
+        ),
+        (b"[]", header(HOOK, MODEL), "chunk"),
+        (b"", header(HOOK, MODEL), "chunk"),
+    ] {
+        let status = server.cavs(bytes, header).await.expect_err(expected);
+        assert_eq!(
+            (status.code(), field(&status).as_str()),
+            (Code::InvalidArgument, expected),
+            "{status:?}"
+        );
+    }
+    let listed = server
+        .client
+        .list_cavs(v1::ListCavsRequest::default())
+        .await
+        .expect("list")
+        .into_inner();
+    assert!(listed.cavs.is_empty(), "all or nothing");
+    let stored = server
+        .cavs(file, header(HOOK, MODEL))
+        .await
+        .expect("import");
+    assert_eq!(
+        stored
+            .iter()
+            .map(|cav| cav.name.as_str())
+            .collect::<Vec<_>>(),
+        ["a", "b"]
+    );
+    assert_eq!(stored[0].origin, "x.json");
+}

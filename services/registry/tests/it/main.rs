@@ -1,0 +1,11 @@
+//! The registry over real gRPC: every test starts its own on port 0.
+
+mod cavs;
+mod features;
+mod golden;
+mod harness;
+mod imports;
+mod lifecycle;
+mod mutations;
+mod search;
+mod sources;

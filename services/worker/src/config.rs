@@ -1,0 +1,67 @@
+//! Command line and environment.
+
+use std::net::SocketAddr;
+
+use clap::Parser;
+
+use crate::model::{Precision, Quantization};
+
+/// Serves one language model with per-request steering over gRPC.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "steer-worker", version, after_help = EXAMPLES)]
+pub struct Config {
+    /// Model: a folder in Hugging Face layout, a .gguf file, or a hub id (owner/name[@revision]).
+    #[arg(long, env = "STEER_WORKER_MODEL", value_name = "PATH|HUB_ID")]
+    pub model: String,
+
+    /// Address to listen on.
+    #[arg(long, env = "STEER_WORKER_LISTEN", default_value = "127.0.0.1:50051")]
+    pub listen: SocketAddr,
+
+    /// Type of activations and unquantised weights [default: f32 on CPUs, bf16 on GPUs].
+    #[arg(long, env = "STEER_WORKER_DTYPE", value_name = "f32|bf16|f16")]
+    pub dtype: Option<Precision>,
+
+    /// Quantise weights on load: q8_0, q6k, q5k, q5_1, q5_0, q4k, q4_1 or q4_0.
+    /// Embeddings and the output head become q8_0.
+    #[arg(long, env = "STEER_WORKER_QUANTIZE", value_name = "FORMAT")]
+    pub quantize: Option<Quantization>,
+
+    /// Expand quantised weights to --dtype: products without rounding of
+    /// activations, for more memory.
+    #[arg(long, env = "STEER_WORKER_DEQUANTIZE")]
+    pub dequantize: bool,
+
+    /// Where to run: auto, cpu, cuda, cuda:N or metal.
+    #[arg(long, env = "STEER_WORKER_DEVICE", default_value = "auto")]
+    pub device: String,
+
+    /// Longest prompt + generation, in tokens [default: the model's, at most 8192].
+    #[arg(long, env = "STEER_WORKER_CONTEXT_LENGTH", value_name = "TOKENS")]
+    pub context_length: Option<usize>,
+
+    /// Sequences decoded at the same time.
+    #[arg(long, env = "STEER_WORKER_MAX_SEQUENCES", default_value_t = 64, value_parser = positive())]
+    pub max_sequences: u32,
+
+    /// Requests that may wait before more are refused.
+    #[arg(long, env = "STEER_WORKER_MAX_QUEUED", default_value_t = 256, value_parser = positive())]
+    pub max_queued: u32,
+
+    /// Prompt tokens read in one step, over all sequences.
+    #[arg(long, env = "STEER_WORKER_PROMPT_CHUNK", default_value_t = 512, value_parser = positive())]
+    pub prompt_chunk: u32,
+
+    /// Log filter, e.g. info or steering_worker=debug.
+    #[arg(long, env = "STEER_LOG", default_value = "info")]
+    pub log: String,
+}
+
+const EXAMPLES: &str = "Examples:
+  steer-worker --model google/gemma-2-2b-it
+  steer-worker --model ./gemma-2-2b-it --quantize q4k --listen 127.0.0.1:50051
+  steer-worker --model ./gemma-3-270m-Q4_K_M.gguf";
+
+fn positive() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=65_536)
+}
