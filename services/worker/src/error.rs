@@ -6,7 +6,12 @@ use steering_proto::Invalid;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::{engine::SubmitError, model::LoadError, source::SourceError, text::TextError};
+use crate::{
+    engine::SubmitError,
+    model::LoadError,
+    source::{GgufCheckError, SourceError},
+    text::TextError,
+};
 
 /// The worker cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +19,9 @@ pub enum WorkerError {
     /// The model's files cannot be found.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The model's GGUF file is malformed.
+    #[error(transparent)]
+    Gguf(#[from] GgufCheckError),
     /// The model cannot be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
@@ -33,7 +33,7 @@ pub(super) fn read(dir: &Path) -> Result<TextCodec, TextError> {
     let config = read_object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
     let special = SpecialTokens::read(dir, config)?;
     check_supported(&path, &tokenizer, &special.config)?;
-    let library = |error: tokenizers::Error| file_problem(&path, error);
+    let library = |error: tokenizers::Error| file_problem(&path, &error);
     let missing = special.missing_from(&tokenizer);
     tokenizer.add_tokens(missing).map_err(library)?;
     tokenizer.with_truncation(None).map_err(library)?;
@@ -70,7 +70,7 @@ fn read_tokenizer(path: &Path) -> Result<Tokenizer, TextError> {
         path: path.to_owned(),
         source,
     })?;
-    Tokenizer::from_bytes(bytes).map_err(|error| file_problem(path, error))
+    Tokenizer::from_bytes(bytes).map_err(|error| file_problem(path, &error))
 }
 
 /// Refuses what would make tokens depend on chance, or text differ from what
@@ -84,7 +84,7 @@ fn check_supported(
         ModelWrapper::BPE(bpe) if bpe.dropout.is_some_and(|dropout| dropout > 0.0) => {
             Err(file_problem(
                 path,
-                "its BPE has dropout, so the same text has many encodings",
+                &"its BPE has dropout, so the same text has many encodings",
             ))
         }
         // `transformers` does not clean up after BPE, whatever the config says.
@@ -263,8 +263,8 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TextError> {
     };
     match serde_json::from_str(&text) {
         Ok(Value::Object(object)) => Ok(Some(object)),
-        Ok(_) => Err(file_problem(path, "is not a JSON object")),
-        Err(error) => Err(file_problem(path, error)),
+        Ok(_) => Err(file_problem(path, &"is not a JSON object")),
+        Err(error) => Err(file_problem(path, &error)),
     }
 }
 
@@ -279,7 +279,7 @@ fn read_text(path: &Path) -> Result<Option<String>, TextError> {
     }
 }
 
-fn file_problem(path: &Path, problem: impl ToString) -> TextError {
+fn file_problem(path: &Path, problem: &dyn fmt::Display) -> TextError {
     TextError::File {
         path: PathBuf::from(path),
         problem: problem.to_string(),

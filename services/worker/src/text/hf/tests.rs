@@ -45,7 +45,7 @@ fn templates_come_from_files_configs_and_lists() {
     let dir = folder("qwen2");
     let config = "tokenizer_config.json";
     change(&dir, config, |json| {
-        json["chat_template"] = json!("config {{ eos_token }}")
+        json["chat_template"] = json!("config {{ eos_token }}");
     });
     assert_eq!(rendered(&dir).expect("renders"), "config <|im_end|>");
     change(&dir, config, |json| {
@@ -63,7 +63,7 @@ fn templates_come_from_files_configs_and_lists() {
     change(&dir, config, |json| json["chat_template"] = Value::Null);
     assert!(matches!(rendered(&dir), Err(TextError::NoChatTemplate)));
     change(&dir, "chat_template.json", |json| {
-        json["chat_template"] = json!("json")
+        json["chat_template"] = json!("json");
     });
     assert_eq!(rendered(&dir).expect("renders"), "json");
     fs::write(dir.path().join("chat_template.jinja"), "file").expect("can write");
@@ -86,17 +86,17 @@ fn add_bos_token_does_not_overrule_tokenizer_json() {
     let ids = load(&dir).expect("loads").encode("a").expect("encodes");
     assert_eq!(ids[0], 2);
     change(&dir, "tokenizer_config.json", |json| {
-        json["add_bos_token"] = json!(false)
+        json["add_bos_token"] = json!(false);
     });
     assert_eq!(
         load(&dir).expect("loads").encode("a").expect("encodes"),
         ids
     );
     change(&dir, "tokenizer.json", |json| {
-        json["post_processor"] = Value::Null
+        json["post_processor"] = Value::Null;
     });
     change(&dir, "tokenizer_config.json", |json| {
-        json["add_bos_token"] = json!(true)
+        json["add_bos_token"] = json!(true);
     });
     assert_eq!(
         load(&dir).expect("loads").encode("a").expect("encodes"),
@@ -120,7 +120,7 @@ fn special_tokens_of_the_config_are_special() {
     assert_eq!(ids.iter().filter(|&&id| codec.is_special(id)).count(), 4);
     // Without added_tokens_decoder the older files speak.
     change(&dir, "special_tokens_map.json", |json| {
-        json["eos_token"] = json!("<end>")
+        json["eos_token"] = json!("<end>");
     });
     change(&dir, "added_tokens.json", |json| {
         json["<end>"] = json!(1000);
@@ -164,7 +164,7 @@ fn padding_and_truncation_are_not_for_prompts() {
 fn what_cannot_be_honoured_is_refused() {
     let dir = folder("smollm2");
     change(&dir, "tokenizer.json", |json| {
-        json["model"]["dropout"] = json!(0.1)
+        json["model"]["dropout"] = json!(0.1);
     });
     assert!(
         load(&dir)
@@ -184,7 +184,7 @@ fn what_cannot_be_honoured_is_refused() {
     );
     let dir = folder("llama");
     change(&dir, "tokenizer.json", |json| {
-        json["decoder"]["decoders"][3]["stop"] = json!(1)
+        json["decoder"]["decoders"][3]["stop"] = json!(1);
     });
     assert!(
         load(&dir)

@@ -12,6 +12,7 @@ const MAX_DEPTH: usize = 64;
 
 /// `tojson` as `json.dumps(x, ensure_ascii=False, indent=…)`: nothing is
 /// escaped for HTML, and `, ` and `: ` separate.
+#[expect(clippy::needless_pass_by_value, reason = "what a filter is given")]
 pub(super) fn tojson(
     state: &State,
     value: &Value,
