@@ -31,7 +31,7 @@ fn sampling_is_bounded() {
         ("sampling.top_p", |s| s.top_p = Some(0.0)),
         ("sampling.min_p", |s| s.min_p = Some(1.5)),
         ("sampling.repetition_penalty", |s| {
-            s.repetition_penalty = Some(0.0)
+            s.repetition_penalty = Some(0.0);
         }),
         ("sampling.stop[0]", |s| s.stop = vec![String::new()]),
         ("sampling.top_logprobs", |s| s.top_logprobs = 21),

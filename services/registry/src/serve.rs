@@ -6,8 +6,10 @@ use steering_proto::v1::{
     FILE_DESCRIPTOR_SET, feature_registry_service_server::FeatureRegistryServiceServer,
 };
 use tokio::{net::TcpListener, sync::watch};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{server::NamedService, transport::Server};
+use tonic::{
+    server::NamedService,
+    transport::{Server, server::TcpIncoming},
+};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
@@ -55,6 +57,9 @@ pub async fn run(
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<Service>().await;
     let (stop, mut stopped) = watch::channel(false);
+    // The builder's own tcp_nodelay does not reach a listener made elsewhere,
+    // and without it every small response waits 40 ms for the client's ACK.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = builder()
         .add_service(health_service)
         .add_service(reflection().build_v1().map_err(boxed)?)
@@ -64,7 +69,7 @@ pub async fn run(
                 .max_decoding_message_size(RECEIVE_BYTES_MAX)
                 .max_encoding_message_size(SEND_BYTES_MAX),
         )
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
+        .serve_with_incoming_shutdown(incoming, async move {
             // An error means that the sender is gone, which is the same.
             let _ = stopped.wait_for(|&stop| stop).await;
         });
@@ -97,7 +102,6 @@ fn boxed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
 
 fn builder() -> Server {
     Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))

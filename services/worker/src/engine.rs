@@ -28,7 +28,7 @@ use crate::{
     text::TextCodec,
 };
 
-pub use job::{Event, FinishReason, Finish, Job, TokenEvent, VariantJob};
+pub use job::{Event, Finish, FinishReason, Job, TokenEvent, VariantJob};
 pub use sampler::Choice;
 pub use sampling::{GenerationDefaults, SamplingPlan, Strategy};
 use sequence::Sequence;
@@ -152,7 +152,9 @@ impl Engine {
         let idle = self.running.is_empty();
         let parked = !self.running.iter().any(Sequence::is_runnable);
         let received = if idle {
-            self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            self.inbox
+                .recv()
+                .map_err(|_| RecvTimeoutError::Disconnected)
         } else if parked {
             self.inbox.recv_timeout(PARKED_POLL)
         } else {
@@ -189,8 +191,12 @@ impl Engine {
             if job.variants.len() > self.free_slots.len() {
                 return;
             }
-            let Some(job) = self.waiting.pop_front() else { return };
-            let slots = self.free_slots.split_off(self.free_slots.len() - job.variants.len());
+            let Some(job) = self.waiting.pop_front() else {
+                return;
+            };
+            let slots = self
+                .free_slots
+                .split_off(self.free_slots.len() - job.variants.len());
             let sequences = Sequence::of_job(job, slots, &self.codec, self.config.context_length);
             self.running.extend(sequences);
             // One more may fit, but only the queue knows.

@@ -56,7 +56,9 @@ pub async fn run(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let reflection_v1 = reflection().build_v1().map_err(std::io::Error::other)?;
-    let reflection_v1alpha = reflection().build_v1alpha().map_err(std::io::Error::other)?;
+    let reflection_v1alpha = reflection()
+        .build_v1alpha()
+        .map_err(std::io::Error::other)?;
 
     let address = listener.local_addr()?;
     tracing::info!("steer-worker listening on {address}");
@@ -108,5 +110,9 @@ pub async fn run(
         }
     });
     served?;
-    if clean { Ok(()) } else { Err(WorkerError::EngineStopped) }
+    if clean {
+        Ok(())
+    } else {
+        Err(WorkerError::EngineStopped)
+    }
 }

@@ -1,6 +1,6 @@
 //! `steer-worker`: serves one language model with per-request steering.
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use clap::Parser;
 use steering_worker::{Config, WorkerError};
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     match serve(config) {
         Ok(()) => ExitCode::SUCCESS,

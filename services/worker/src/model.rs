@@ -20,8 +20,8 @@ use steering_proto::HookPoint;
 pub use config::{ConfigError, ModelConfig};
 pub use decoder::Model;
 pub use kv_cache::KvCache;
-pub use load::{LoadError, LoadOptions, Precision};
 pub(crate) use load::read_gguf_header;
+pub use load::{LoadError, LoadOptions, Precision};
 pub use weights::Quantization;
 
 /// Tokens to read in one step: a chunk of each sequence that takes part.

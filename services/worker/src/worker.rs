@@ -43,6 +43,8 @@ pub(crate) struct Accepted {
     pub(crate) events: mpsc::Receiver<Event>,
 }
 
+/// No tokenizer packs ordinary text more tightly than this.
+const MAX_BYTES_PER_TOKEN: usize = 64;
 /// Events buffered per variant before a slow reader parks its request.
 const EVENTS_PER_VARIANT: usize = 16;
 
@@ -69,7 +71,9 @@ impl Worker {
             return Err(Invalid::field("sampling.max_new_tokens", text).into());
         }
         let prompt: Arc<[u32]> = self.prompt_ids(&prompt)?.ids.into();
-        let sampling = self.defaults.resolve(sampling, &self.eos_token_ids, rand::random());
+        let sampling = self
+            .defaults
+            .resolve(sampling, &self.eos_token_ids, rand::random());
         let sampling = Arc::new(sampling);
         let (programs, merged_into) = compile(&variants)?;
         let (sender, events) = mpsc::channel(EVENTS_PER_VARIANT * variants.len());
@@ -100,7 +104,10 @@ impl Worker {
         over.map_or(Ok(()), |v| {
             let n = variants[v].interventions.len();
             let field = format!("variants[{v}].interventions");
-            Err(Invalid::field(field, format!("has {n} entries; at most {most}")))
+            Err(Invalid::field(
+                field,
+                format!("has {n} entries; at most {most}"),
+            ))
         })
     }
 
@@ -158,6 +165,7 @@ impl Worker {
 
     /// Token ids of a prompt, and the rendered template of a chat.
     pub(crate) fn prompt_ids(&self, prompt: &Prompt) -> Result<PromptIds, RequestError> {
+        self.check_prompt_bytes(prompt)?;
         let (ids, rendered) = match prompt {
             Prompt::Text(text) => (self.codec.encode(text)?, String::new()),
             Prompt::Chat {
@@ -186,6 +194,24 @@ impl Worker {
             return Err(Invalid::field("prompt", text).into());
         }
         Ok(PromptIds { ids, rendered })
+    }
+
+    /// Refuses text that cannot fit the context before time is spent on it.
+    fn check_prompt_bytes(&self, prompt: &Prompt) -> Result<(), Invalid> {
+        let bytes = match prompt {
+            Prompt::Text(text) => text.len(),
+            Prompt::Chat { messages, .. } => messages.iter().map(|m| m.content.len()).sum(),
+            Prompt::TokenIds(_) => 0,
+        };
+        let most = MAX_BYTES_PER_TOKEN * self.context_length;
+        if bytes <= most {
+            return Ok(());
+        }
+        let text = format!(
+            "has {bytes} bytes; at most {most}, the context of {} tokens being full before",
+            self.context_length
+        );
+        Err(Invalid::field("prompt", text))
     }
 
     /// The model card.

@@ -80,7 +80,10 @@ fn decode(model: &Model, cache: &mut KvCache, runs: &mut [Run<'_>], prompt_chunk
         let batch = Batch { chunks };
         let mut hook = StepHook::new(participants);
         let logits = model.forward(&batch, cache, &mut hook).expect("forward");
-        let mut rows = logits.map(|t: Tensor| t.to_vec2::<f32>().expect("f32")).into_iter().flatten();
+        let mut rows = logits
+            .map(|t: Tensor| t.to_vec2::<f32>().expect("f32"))
+            .into_iter()
+            .flatten();
         for run in runs.iter_mut().filter(|run| !run.done()) {
             run.read += run.next(prompt_chunk);
             if run.read >= run.case.prompt_token_ids.len() {
@@ -106,7 +109,10 @@ fn check(fixture: &Fixture, family: &str, run: &Run<'_>) {
         .zip(expected.iter().flatten())
         .map(|(a, b)| (a - b).abs())
         .fold(0.0, f32::max);
-    assert!(error <= TOLERANCE, "{family}/{name}: logits differ by {error}");
+    assert!(
+        error <= TOLERANCE,
+        "{family}/{name}: logits differ by {error}"
+    );
     let greedy: Vec<u32> = run.logits.iter().map(|row| argmax(row)).collect();
     assert_eq!(greedy, run.case.token_ids, "{family}/{name}");
 }
@@ -152,7 +158,10 @@ fn both_spellings_of_a_configuration_mean_the_same_model() {
             }
             let model = fixture.model(style, &f32_on_cpu());
             let cases = &fixture.cases.cases;
-            let case = cases.iter().find(|c| c.name == "long_prompt_clamp").expect("case");
+            let case = cases
+                .iter()
+                .find(|c| c.name == "long_prompt_clamp")
+                .expect("case");
             let mut runs = [Run::new(&fixture, case, 0)];
             decode(&model, &mut model.new_cache(1), &mut runs, usize::MAX);
             check(&fixture, family, &runs[0]);
@@ -165,7 +174,12 @@ fn without_its_interventions_a_steered_case_fails() {
     for family in FAMILIES {
         let fixture = Fixture::load(family);
         let model = fixture.model("model/config.json", &f32_on_cpu());
-        for case in fixture.cases.cases.iter().filter(|c| !c.interventions.is_empty()) {
+        for case in fixture
+            .cases
+            .cases
+            .iter()
+            .filter(|c| !c.interventions.is_empty())
+        {
             let mut runs = [Run::new(&fixture, case, 0)];
             runs[0].program = Program::default();
             decode(&model, &mut model.new_cache(1), &mut runs, usize::MAX);

@@ -1,6 +1,6 @@
 //! SAEs: import, listing, removal.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use steering_proto::Invalid;
@@ -71,12 +71,14 @@ impl Registry {
         let scratch = self.staging.clone();
         let reading = Arc::clone(&progress);
         let field = opened.field;
+        let started = Instant::now();
         let (opened, source) = blocking(move || {
             let source = SaeSource::read(&opened.found, &scratch, &reading)
                 .map_err(|error| Error::file(field, error))?;
             Ok((opened, source))
         })
         .await?;
+        let read_ms = started.elapsed().as_millis();
         let resolved = options.resolve(&source)?;
         let (layout, staged) = self
             .write_canonical(source, &resolved, field, &progress)
@@ -95,7 +97,16 @@ impl Registry {
             label_count: 0,
         };
         drop(opened.upload);
-        self.make_visible(&staged, &record).await
+        let record = self.make_visible(&staged, &record).await?;
+        let total_ms = started.elapsed().as_millis();
+        tracing::info!(
+            sae = record.name,
+            digest = record.digest,
+            read_ms,
+            total_ms,
+            "imported"
+        );
+        Ok(record)
     }
 
     async fn open_source(&self, source: ImportSource, progress: &Arc<Progress>) -> Result<Opened> {
@@ -207,7 +218,10 @@ impl Registry {
             return Err(error);
         }
         let _ = progress.report("storing", 0, layout.file_len());
-        Ok((described, writer.finish().await?))
+        let started = Instant::now();
+        let staged = writer.finish().await?;
+        tracing::debug!(sync_ms = started.elapsed().as_millis(), "object is durable");
+        Ok((described, staged))
     }
 
     async fn make_visible(&self, staged: &StagedObject, record: &SaeRecord) -> Result<SaeRecord> {

@@ -76,7 +76,11 @@ fn penalize(logits: &[f32], seen: &[u32], penalty: f32) -> Vec<f32> {
         let Some(&logit) = logits.get(id as usize) else {
             continue;
         };
-        out[id as usize] = if logit < 0.0 { logit * penalty } else { logit / penalty };
+        out[id as usize] = if logit < 0.0 {
+            logit * penalty
+        } else {
+            logit / penalty
+        };
     }
     out
 }
@@ -191,7 +195,8 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_first_of_the_best_and_reports_raw_logprobs() {
-        let choice = Sampler::new(&plan(Strategy::Greedy)).choose(&LOGITS, &[], &plan(Strategy::Greedy));
+        let choice =
+            Sampler::new(&plan(Strategy::Greedy)).choose(&LOGITS, &[], &plan(Strategy::Greedy));
         assert_eq!(choice.token_id, 1);
         let total: f32 = LOGITS.iter().map(|l| l.exp()).sum();
         assert!((choice.logprob - (2.0 - total.ln())).abs() < 1e-6);

@@ -97,7 +97,10 @@ impl GenerationDefaults {
             .map(|(key, _)| key.as_str())
             .collect();
         if !unapplied.is_empty() {
-            tracing::warn!("generation_config.json: not applied: {}", unapplied.join(", "));
+            tracing::warn!(
+                "generation_config.json: not applied: {}",
+                unapplied.join(", ")
+            );
         }
         Ok(defaults)
     }
@@ -128,7 +131,10 @@ impl GenerationDefaults {
             ignore_eos,
         } = request;
         let wants_sampling = temperature.map(|t| t > 0.0);
-        let do_sample = do_sample.or(wants_sampling).or(self.do_sample).unwrap_or(false);
+        let do_sample = do_sample
+            .or(wants_sampling)
+            .or(self.do_sample)
+            .unwrap_or(false);
         let temperature = temperature.or(self.temperature).unwrap_or(1.0);
         let strategy = if do_sample && temperature > 0.0 {
             Strategy::Sample {
@@ -145,7 +151,9 @@ impl GenerationDefaults {
                 .or(self.max_new_tokens)
                 .unwrap_or(DEFAULT_MAX_NEW_TOKENS) as usize,
             strategy,
-            repetition_penalty: repetition_penalty.or(self.repetition_penalty).unwrap_or(1.0),
+            repetition_penalty: repetition_penalty
+                .or(self.repetition_penalty)
+                .unwrap_or(1.0),
             seed: requested_seed.unwrap_or(seed),
             stop,
             top_logprobs: top_logprobs as usize,
@@ -197,7 +205,10 @@ mod tests {
             ..Sampling::default()
         };
         let sampled = none.resolve(warm, &[1], 7);
-        assert!(matches!(sampled.strategy, Strategy::Sample { top_k: 50, .. }));
+        assert!(matches!(
+            sampled.strategy,
+            Strategy::Sample { top_k: 50, .. }
+        ));
         assert_eq!(sampled.seed, 7);
     }
 

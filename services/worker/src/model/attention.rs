@@ -93,7 +93,11 @@ impl Visible {
         let values: Vec<f32> = (self.start..self.end)
             .flat_map(|token| {
                 (self.first..self.end).map(move |position| {
-                    if sees(token, position) { 0.0 } else { f32::NEG_INFINITY }
+                    if sees(token, position) {
+                        0.0
+                    } else {
+                        f32::NEG_INFINITY
+                    }
                 })
             })
             .collect();

@@ -166,5 +166,8 @@ impl Model {
 }
 
 fn post_norm(norm: Option<&RmsNorm>, x: Tensor) -> Result<Tensor> {
-    norm.map_or(Ok(x.clone()), |norm| norm.forward(&x))
+    match norm {
+        None => Ok(x),
+        Some(norm) => norm.forward(&x),
+    }
 }

@@ -283,7 +283,11 @@ fn multiply<const R: usize, const FMA: bool>(
             for (tile, sums) in tiles.iter().zip(sums) {
                 for (lane, sum) in sums.iter_mut().enumerate() {
                     let (w, x) = (tile[start + lane], x[start + lane]);
-                    *sum = if FMA { w.mul_add(x, *sum) } else { w * x + *sum };
+                    *sum = if FMA {
+                        w.mul_add(x, *sum)
+                    } else {
+                        w * x + *sum
+                    };
                 }
             }
         }

@@ -99,7 +99,8 @@ impl Slot {
     fn reserve(&mut self, layer: usize, needed: usize, shape: &Shape) -> Result<&LayerCache> {
         if self.layers.is_empty() {
             for _ in 0..shape.n_layers {
-                self.layers.push(shape.allocate(needed.next_multiple_of(GROWTH))?);
+                self.layers
+                    .push(shape.allocate(needed.next_multiple_of(GROWTH))?);
             }
         }
         let cache = &mut self.layers[layer];

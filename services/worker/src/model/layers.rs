@@ -40,7 +40,10 @@ impl Matrix {
             return Self::dense(&tensor.dequantize(&device)?.to_dtype(dtype)?);
         }
         let tensor = Arc::new(tensor);
-        Ok(Self::Quantized(Arc::new(QMatMul::from_arc(tensor.clone())?), tensor))
+        Ok(Self::Quantized(
+            Arc::new(QMatMul::from_arc(tensor.clone())?),
+            tensor,
+        ))
     }
 
     /// `x · Wᵀ` for x `[n, in]`; the result is of x's type.

@@ -119,12 +119,22 @@ impl Model {
         let config = ModelConfig::from_hf(&json)?;
         let files = SafetensorsFiles::open(weights)?;
         let mut digest = Sha256::new_with_prefix(json.as_bytes());
-        files.headers.iter().for_each(|header| digest.update(header));
+        files
+            .headers
+            .iter()
+            .for_each(|header| digest.update(header));
         let scheme = Scheme::HuggingFace {
             sandwich_norms: config.sandwich_norms,
         };
         let quantization = options.quantize.map_or("", Quantization::name);
-        build(config, &files, scheme, options, quantization, &hex(&digest.finalize()))
+        build(
+            config,
+            &files,
+            scheme,
+            options,
+            quantization,
+            &hex(&digest.finalize()),
+        )
     }
 
     /// Loads a GGUF file, whose header has been read.
@@ -147,7 +157,10 @@ fn gguf_digest(content: &Content) -> String {
         .iter()
         .map(|(key, value)| format!("{key} {value:?}"))
         .chain(content.tensor_infos.iter().map(|(name, info)| {
-            format!("{name} {:?} {:?} {}", info.shape, info.ggml_dtype, info.offset)
+            format!(
+                "{name} {:?} {:?} {}",
+                info.shape, info.ggml_dtype, info.offset
+            )
         }))
         .collect();
     lines.sort_unstable();
@@ -220,7 +233,11 @@ fn load_norm(
     width: usize,
 ) -> Result<RmsNorm, LoadError> {
     let weight = loader.vector(part, width, true)?;
-    Ok(RmsNorm::new(&weight, config.norm_eps, config.norm_weight_offset)?)
+    Ok(RmsNorm::new(
+        &weight,
+        config.norm_eps,
+        config.norm_weight_offset,
+    )?)
 }
 
 fn load_layer(

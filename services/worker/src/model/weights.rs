@@ -176,7 +176,11 @@ impl<'a> Loader<'a> {
         len: usize,
         keep_f32: bool,
     ) -> Result<Tensor, WeightsError> {
-        let dtype = if keep_f32 { DType::F32 } else { self.target.dtype };
+        let dtype = if keep_f32 {
+            DType::F32
+        } else {
+            self.target.dtype
+        };
         let tensor = match self.stored(part, &[len])? {
             Stored::Dense(tensor) => tensor,
             Stored::Quantized(tensor) => tensor.dequantize(&self.target.device)?,
@@ -208,7 +212,9 @@ impl<'a> Loader<'a> {
             if let Some(format) = fitting {
                 let quantized = QTensor::quantize(&tensor.to_dtype(DType::F32)?, format)?;
                 if dequantize {
-                    return Ok(Matrix::dense(&quantized.dequantize(&device)?.to_dtype(dtype)?)?);
+                    return Ok(Matrix::dense(
+                        &quantized.dequantize(&device)?.to_dtype(dtype)?,
+                    )?);
                 }
                 return Ok(Matrix::quantized(quantized, dtype)?);
             }

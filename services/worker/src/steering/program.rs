@@ -63,7 +63,11 @@ impl Program {
                     positions: intervention.positions.clone(),
                     row: Row::new(&intervention.edit),
                 };
-                program.rows.entry(intervention.hook).or_default().push(entry);
+                program
+                    .rows
+                    .entry(intervention.hook)
+                    .or_default()
+                    .push(entry);
             }
         }
         Ok(program)
@@ -169,7 +173,10 @@ mod tests {
 
     #[test]
     fn one_feature_under_two_labels_counts_once() {
-        let twice = [set("nba", 5.0, Scope::All), set("basketball", 5.0, Scope::All)];
+        let twice = [
+            set("nba", 5.0, Scope::All),
+            set("basketball", 5.0, Scope::All),
+        ];
         let program = Program::compile(&twice).expect("compiles");
         assert_eq!(program.merged_into(1), Some(0));
         assert_eq!(program.entries(twice[0].hook).len(), 1);
@@ -177,10 +184,16 @@ mod tests {
 
     #[test]
     fn two_values_for_one_feature_are_an_error() {
-        let twice = [set("nba", 5.0, Scope::All), set("basketball", 6.0, Scope::All)];
+        let twice = [
+            set("nba", 5.0, Scope::All),
+            set("basketball", 6.0, Scope::All),
+        ];
         let err = Program::compile(&twice).expect_err("refused");
         assert_eq!(err.violations[0].field, "interventions[1].feature");
-        let apart = [set("nba", 5.0, Scope::Prompt), set("nba", 6.0, Scope::Generated)];
+        let apart = [
+            set("nba", 5.0, Scope::Prompt),
+            set("nba", 6.0, Scope::Generated),
+        ];
         assert!(Program::compile(&apart).is_ok());
     }
 }

@@ -81,7 +81,8 @@ impl Participant<'_> {
                 if delta_norm > 0.0 {
                     changed = true;
                     tally.positions_changed += 1;
-                    tally.relative_delta_sum += f64::from(delta_norm / x_norm.max(f32::MIN_POSITIVE));
+                    tally.relative_delta_sum +=
+                        f64::from(delta_norm / x_norm.max(f32::MIN_POSITIVE));
                 }
             }
             if changed {

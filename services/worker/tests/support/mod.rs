@@ -81,7 +81,8 @@ impl Fixture {
         let dir = folder(family);
         let json = std::fs::read_to_string(dir.join("cases.json")).expect("cases.json");
         let cases = serde_json::from_str(&json).expect("cases");
-        let logits = safetensors::load(dir.join("logits.safetensors"), &Device::Cpu).expect("logits");
+        let logits =
+            safetensors::load(dir.join("logits.safetensors"), &Device::Cpu).expect("logits");
         let npz = NpzTensors::new(dir.join("sae_gemma_scope/params.npz")).expect("npz");
         let sae = ["W_enc", "W_dec", "b_enc", "threshold"]
             .map(|name| (name.to_owned(), npz.get(name).expect("read").expect(name)))
@@ -144,7 +145,12 @@ impl Fixture {
                 assert_eq!(self.cases.cavs.labels[*cav_index], *label);
                 let vector = Vector {
                     name: label.clone(),
-                    values: self.cavs.get(*cav_index).expect("row").to_vec1().expect("f32"),
+                    values: self
+                        .cavs
+                        .get(*cav_index)
+                        .expect("row")
+                        .to_vec1()
+                        .expect("f32"),
                 };
                 vec![Intervention {
                     hook: hook.parse().expect("hook"),
@@ -162,7 +168,11 @@ impl Fixture {
     fn feature(&self, label: &str, index: u32, hook: &str) -> SaeFeature {
         assert_eq!(hook, self.cases.sae.hook);
         let i = index as usize;
-        let row = |t: Tensor| t.contiguous().and_then(|t| t.to_vec1::<f32>()).expect("f32");
+        let row = |t: Tensor| {
+            t.contiguous()
+                .and_then(|t| t.to_vec1::<f32>())
+                .expect("f32")
+        };
         let scalar = |name: &str| row(self.sae[name].clone())[i];
         SaeFeature {
             sae_id: String::new(),
@@ -170,7 +180,10 @@ impl Fixture {
             label: label.to_owned(),
             model_id: String::new(),
             hook: hook.parse::<HookPoint>().expect("hook"),
-            encoder: row(self.sae["W_enc"].t().and_then(|t| t.get(i)).expect("column")),
+            encoder: row(self.sae["W_enc"]
+                .t()
+                .and_then(|t| t.get(i))
+                .expect("column")),
             encoder_bias: scalar("b_enc"),
             decoder: row(self.sae["W_dec"].get(i).expect("row")),
             activation: Activation::JumpRelu {

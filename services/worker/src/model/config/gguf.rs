@@ -127,8 +127,13 @@ fn read(metadata: &mut Metadata<'_>, family: &str) -> Result<ModelConfig, Config
     let (ropes, layers) = layers(metadata, family, n_layers, rope)?;
     let has = |name: &str| content.tensor_infos.contains_key(name);
     // llama.cpp: the two 27B Gemmas scale by d_model / n_heads, all others by head_dim.
-    let wide_gemma = (family == "gemma2" && n_layers == 46) || (family == "gemma3_text" && n_layers == 62);
-    let query_scalar = if wide_gemma { d_model / n_heads.max(1) } else { head_dim };
+    let wide_gemma =
+        (family == "gemma2" && n_layers == 46) || (family == "gemma3_text" && n_layers == 62);
+    let query_scalar = if wide_gemma {
+        d_model / n_heads.max(1)
+    } else {
+        head_dim
+    };
     Ok(ModelConfig {
         family: family.to_owned(),
         d_model,
@@ -149,7 +154,11 @@ fn read(metadata: &mut Metadata<'_>, family: &str) -> Result<ModelConfig, Config
         qkv_bias: has("blk.0.attn_q.bias"),
         o_bias: has("blk.0.attn_output.bias"),
         mlp_bias: has("blk.0.ffn_gate.bias"),
-        activation: if gemma { Activation::GeluTanh } else { Activation::Silu },
+        activation: if gemma {
+            Activation::GeluTanh
+        } else {
+            Activation::Silu
+        },
         scale_embeddings: gemma,
         attention_scale: (query_scalar as f64).sqrt().recip(),
         attention_softcap: metadata.number("attn_logit_softcapping")?,
@@ -189,9 +198,14 @@ fn layers(
     n_layers: usize,
     rope: RopeConfig,
 ) -> Result<(Vec<RopeConfig>, Vec<LayerConfig>), ConfigError> {
-    let window = metadata.size("attention.sliding_window")?.filter(|&w| w > 0);
+    let window = metadata
+        .size("attention.sliding_window")?
+        .filter(|&w| w > 0);
     if n_layers > 1 << 10 {
-        return Err(ConfigError::invalid("block_count", format!("is {n_layers}; at most 1024")));
+        return Err(ConfigError::invalid(
+            "block_count",
+            format!("is {n_layers}; at most 1024"),
+        ));
     }
     let pattern = match (family, window) {
         (_, None) => None,

@@ -53,13 +53,16 @@ pub(super) fn parse(json: &str) -> Result<ModelConfig, ConfigError> {
         "qwen2" => Family::Qwen2,
         "qwen3" => Family::Qwen3,
         other => {
-            let text = format!(
-                "is {other:?}; supported are gemma2, gemma3_text, llama, qwen2 and qwen3"
-            );
+            let text =
+                format!("is {other:?}; supported are gemma2, gemma3_text, llama, qwen2 and qwen3");
             return Err(ConfigError::invalid("model_type", text));
         }
     };
-    refuse_set(&mut fields, "quantization_config", "is set; use unquantised weights with --quantize, or a GGUF file")?;
+    refuse_set(
+        &mut fields,
+        "quantization_config",
+        "is set; use unquantised weights with --quantize, or a GGUF file",
+    )?;
     let config = read(&mut fields, family, model_type)?;
     fields.ignore(INERT);
     fields.finish()?;
@@ -90,7 +93,10 @@ fn read(
     let head_dim = fields.size("head_dim")?.or(default_head_dim).unwrap_or(0);
     let attention_bias = fields.flag("attention_bias")?.unwrap_or(false);
     if attention_bias && gemma {
-        return Err(ConfigError::invalid("attention_bias", "is true; not supported for this family"));
+        return Err(ConfigError::invalid(
+            "attention_bias",
+            "is true; not supported for this family",
+        ));
     }
     let (softcap, final_softcap, query_scalar) = if gemma {
         let softcap = fields.number("attn_logit_softcapping")?;
@@ -173,7 +179,10 @@ fn layer_types(
     n_layers: usize,
 ) -> Result<Vec<Option<usize>>, ConfigError> {
     if n_layers > 1 << 10 {
-        return Err(ConfigError::invalid("num_hidden_layers", format!("is {n_layers}; at most 1024")));
+        return Err(ConfigError::invalid(
+            "num_hidden_layers",
+            format!("is {n_layers}; at most 1024"),
+        ));
     }
     let window = fields.size("sliding_window")?;
     let old_pattern = fields.size("sliding_window_pattern")?;
@@ -213,7 +222,10 @@ fn layer_types(
         _ => None,
     });
     if sliding.contains(&true) && window.is_none_or(|w| w == 0) {
-        return Err(ConfigError::invalid("sliding_window", "is needed by the layers that slide"));
+        return Err(ConfigError::invalid(
+            "sliding_window",
+            "is needed by the layers that slide",
+        ));
     }
     Ok(sliding
         .into_iter()
@@ -239,11 +251,11 @@ fn read_layer_types(types: &[String], n_layers: usize) -> Result<Vec<bool>, Conf
         .collect()
 }
 
+/// Rotary embeddings, and which one a layer uses given whether it slides.
+type Ropes = (Vec<RopeConfig>, fn(bool) -> usize);
+
 /// All rotary embeddings, and which one a layer uses given whether it slides.
-fn ropes(
-    fields: &mut Fields,
-    family: Family,
-) -> Result<(Vec<RopeConfig>, fn(bool) -> usize), ConfigError> {
+fn ropes(fields: &mut Fields, family: Family) -> Result<Ropes, ConfigError> {
     let default_theta = match family {
         Family::Gemma3 => 1e6,
         _ => 1e4,
@@ -258,7 +270,10 @@ fn ropes(
     }
     if family != Family::Gemma3 {
         if local_theta.is_some() {
-            return Err(ConfigError::invalid("rope_local_base_freq", "is for gemma3 only"));
+            return Err(ConfigError::invalid(
+                "rope_local_base_freq",
+                "is for gemma3 only",
+            ));
         }
         let theta = old_theta.unwrap_or(default_theta);
         let rope = match parameters.or(old_scaling) {
@@ -272,7 +287,9 @@ fn ropes(
     if let Some(mut parameters) = parameters {
         let full = parameters.object("full_attention")?;
         let sliding = parameters.object("sliding_attention")?;
-        global = full.map(|rope| read_rope(rope, default_theta)).transpose()?;
+        global = full
+            .map(|rope| read_rope(rope, default_theta))
+            .transpose()?;
         local = sliding.map(|rope| read_rope(rope, 1e4)).transpose()?;
         if global.is_some() || local.is_some() {
             parameters.finish()?;
@@ -301,7 +318,10 @@ fn plain_rope(theta: f64) -> RopeConfig {
 fn read_rope(mut fields: Fields, default_theta: f64) -> Result<RopeConfig, ConfigError> {
     let theta = fields.number("rope_theta")?.unwrap_or(default_theta);
     if !(theta.is_finite() && theta > 0.0) {
-        return Err(ConfigError::invalid("rope_theta", format!("is {theta}; must be above 0")));
+        return Err(ConfigError::invalid(
+            "rope_theta",
+            format!("is {theta}; must be above 0"),
+        ));
     }
     let old_name = fields.text("type")?;
     let kind = fields.text("rope_type")?.or(old_name);
@@ -321,7 +341,10 @@ fn read_rope(mut fields: Fields, default_theta: f64) -> Result<RopeConfig, Confi
             return Err(ConfigError::invalid("rope_type", text));
         }
     };
-    if fields.number("partial_rotary_factor")?.is_some_and(|v| v != 1.0) {
+    if fields
+        .number("partial_rotary_factor")?
+        .is_some_and(|v| v != 1.0)
+    {
         return Err(ConfigError::invalid("partial_rotary_factor", "must be 1"));
     }
     fields.finish()?;

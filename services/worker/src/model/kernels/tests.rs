@@ -16,7 +16,9 @@ const GGML: [(GgmlDType, usize); 8] = [
 fn numbers(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2) + 1;
     let mut next = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (state >> 40) as f32 / (1u64 << 24) as f32 * 2.0 - 1.0
     };
     (0..n).map(|_| next()).collect()
@@ -25,7 +27,10 @@ fn numbers(n: usize, seed: u64) -> Vec<f32> {
 /// Products in f64 of what candle makes of the stored numbers.
 fn expected(x: &[f32], dense: &[f32], k: usize) -> Vec<f32> {
     let dot = |x: &[f32], w: &[f32]| -> f32 {
-        x.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32
+        x.iter()
+            .zip(w)
+            .map(|(a, b)| f64::from(*a) * f64::from(*b))
+            .sum::<f64>() as f32
     };
     x.chunks(k)
         .flat_map(|x| dense.chunks(k).map(move |w| dot(x, w)))

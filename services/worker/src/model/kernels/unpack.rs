@@ -97,7 +97,9 @@ fn fifth_bit(bits: &[u8], i: usize) -> u8 {
 impl Unpack for Q4_0 {
     #[inline(always)]
     fn unpack(packed: &[u8], out: &mut [f32]) {
-        nibble_blocks::<18>(packed, out, |block, _, q| half(block) * (f32::from(q) - 8.0));
+        nibble_blocks::<18>(packed, out, |block, _, q| {
+            half(block) * (f32::from(q) - 8.0)
+        });
     }
 }
 
@@ -229,8 +231,14 @@ mod tests {
     #[test]
     fn every_half_converts() {
         for bits in 0..=u16::MAX {
-            let (ours, theirs) = (super::half_to_f32(bits), half::f16::from_bits(bits).to_f32());
-            assert!(ours == theirs || (ours.is_nan() && theirs.is_nan()), "{bits:#x}");
+            let (ours, theirs) = (
+                super::half_to_f32(bits),
+                half::f16::from_bits(bits).to_f32(),
+            );
+            assert!(
+                ours == theirs || (ours.is_nan() && theirs.is_nan()),
+                "{bits:#x}"
+            );
         }
     }
 }

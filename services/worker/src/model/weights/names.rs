@@ -54,7 +54,10 @@ impl Scheme {
             (Self::HuggingFace { .. }, Part::FinalNorm) => "model.norm.weight".to_owned(),
             (Self::HuggingFace { .. }, Part::Head) => "lm_head.weight".to_owned(),
             (Self::HuggingFace { sandwich_norms }, Part::Layer(layer, part)) => {
-                format!("model.layers.{layer}.{}", hugging_face(part, sandwich_norms))
+                format!(
+                    "model.layers.{layer}.{}",
+                    hugging_face(part, sandwich_norms)
+                )
             }
             (Self::Gguf, Part::Embedding) => "token_embd.weight".to_owned(),
             (Self::Gguf, Part::FinalNorm) => "output_norm.weight".to_owned(),
