@@ -5,8 +5,11 @@ use super::{
     tensor::{Order, Tensor},
 };
 
-/// Bytes of f32 values that one [`FeatureBlock`] holds.
-const BLOCK_BYTES: usize = 64 << 20;
+/// Bytes of a [`FeatureBlock`] whose features are scattered over the whole
+/// matrix: the larger, the longer the pieces that are read of every row.
+const SCATTERED_BLOCK_BYTES: usize = 64 << 20;
+/// Bytes of a [`FeatureBlock`] that is one piece of the file: stays in a cache.
+const CONTIGUOUS_BLOCK_BYTES: usize = 2 << 20;
 /// Side of the square tiles in which a block is transposed: 16 f32 are a cache line.
 const TILE: usize = 16;
 
@@ -62,7 +65,12 @@ impl Matrix {
 
     /// Features that one block should hold: long reads, bounded memory.
     pub fn features_per_block(&self) -> usize {
-        (BLOCK_BYTES / (size_of::<f32>() * self.width))
+        let bytes = if self.feature_major {
+            CONTIGUOUS_BLOCK_BYTES
+        } else {
+            SCATTERED_BLOCK_BYTES
+        };
+        (bytes / (size_of::<f32>() * self.width))
             .max(1)
             .min(self.features)
     }
@@ -112,12 +120,22 @@ impl FeatureBlock {
             run_len + TILE
         };
         self.values.resize(runs * self.stride, 0.0);
-        for run in 0..runs {
-            let values = &mut self.values[run * self.stride..][..run_len];
+        if run_stride == self.stride {
+            // Runs follow each other in the file as they do here.
             matrix
                 .tensor
-                .read_elements(first + run * run_stride, values, &mut self.raw)?;
-            if let Some(i) = first_non_finite(values) {
+                .read_elements(first, &mut self.values, &mut self.raw)?;
+        } else {
+            for (run, values) in self.values.chunks_mut(self.stride).enumerate() {
+                matrix.tensor.read_elements(
+                    first + run * run_stride,
+                    &mut values[..run_len],
+                    &mut self.raw,
+                )?;
+            }
+        }
+        for (run, values) in self.values.chunks(self.stride).enumerate() {
+            if let Some(i) = first_non_finite(&values[..run_len]) {
                 let (feature, component) = if matrix.feature_major {
                     (start + run, i)
                 } else {
