@@ -75,19 +75,19 @@ pub enum HookHint {
 /// Biases and thresholds per feature, each of shape `[d_sae]`.
 #[derive(Debug)]
 pub enum ActivationSource {
-    /// f = max(z, 0).
+    /// `f = max(z, 0)`.
     Relu {
         /// Encoder's bias.
         b_enc: Vec<f32>,
     },
-    /// f = max(z, 0) · 1[z > threshold].
+    /// `f = max(z, 0) · 1[z > threshold]`.
     JumpRelu {
         /// Encoder's bias.
         b_enc: Vec<f32>,
         /// Strict lower bounds.
         threshold: Vec<f32>,
     },
-    /// f = 1[z + b_gate > 0] · max(e^r_mag · z + b_mag, 0).
+    /// `f = 1[z + b_gate > 0] · max(e^r_mag · z + b_mag, 0)`.
     Gated {
         /// Bias of the gate.
         b_gate: Vec<f32>,

@@ -1,7 +1,7 @@
 //! The feature registry: keeps SAE features, their labels, and CAVs, and hands
 //! them out as the payloads a model worker takes.
 //!
-//! - [`format`] reads files of others, trusting nothing;
+//! - [`mod@format`] reads files of others, trusting nothing;
 //! - [`import`], [`labels`] and [`cavs`] decide what their numbers mean;
 //! - [`canonical`] is the one form in which SAEs are kept;
 //! - [`vectors`] (an object store) and [`store`] (a database) keep things;

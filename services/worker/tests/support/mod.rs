@@ -1,5 +1,9 @@
 //! Golden fixtures: tiny random models with reference outputs.
 
+#![allow(dead_code)] // each test file uses its own part
+
+pub(crate) mod decode;
+
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use candle_core::{DType, Device, Tensor, npy::NpzTensors, pickle::read_all, safetensors};
@@ -97,15 +101,23 @@ impl Fixture {
         }
     }
 
-    pub(crate) fn model(&self, config: &str, options: &LoadOptions) -> Model {
-        let model = self.dir.join("model");
-        let mut weights: Vec<PathBuf> = std::fs::read_dir(&model)
+    pub(crate) fn weights(&self) -> Vec<PathBuf> {
+        let mut weights: Vec<PathBuf> = std::fs::read_dir(self.dir.join("model"))
             .expect("model folder")
             .map(|entry| entry.expect("entry").path())
             .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
             .collect();
         weights.sort();
-        Model::load_hf(&self.dir.join(config), &weights, options).expect("model loads")
+        weights
+    }
+
+    pub(crate) fn model(&self, config: &str, options: &LoadOptions) -> Model {
+        Model::load_hf(&self.dir.join(config), &self.weights(), options).expect("model loads")
+    }
+
+    pub(crate) fn case(&self, name: &str) -> &Case {
+        let case = self.cases.cases.iter().find(|case| case.name == name);
+        case.expect("the case is in the fixture")
     }
 
     pub(crate) fn interventions(&self, case: &Case) -> Vec<Intervention> {
