@@ -1,5 +1,6 @@
 //! The registry over real gRPC: every test starts its own on port 0.
 
+mod binary;
 mod cavs;
 mod features;
 mod golden;
