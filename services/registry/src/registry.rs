@@ -70,6 +70,20 @@ impl Registry {
         })
     }
 
+    /// Removes objects that no SAE has: left by a process that ended between
+    /// making them visible and naming them. For a store that no other process
+    /// writes to.
+    pub async fn remove_orphans(&self) -> Result<()> {
+        let _objects = self.objects.lock().await;
+        for digest in self.vectors.digests().await? {
+            if !self.store.has_digest(&digest).await? {
+                tracing::info!(digest, "removing directions that no SAE has");
+                self.vectors.delete(&digest).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Folder for files on their way in; on the disk that they will end up on.
     pub fn staging(&self) -> &Path {
         &self.staging

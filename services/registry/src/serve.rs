@@ -53,6 +53,7 @@ pub async fn run(
     let store = Arc::new(SqliteStore::open(&config.data.join("registry.sqlite")).await?);
     let staging = config.data.join("staging");
     let registry = Arc::new(Registry::open(store, vectors, &staging, access)?);
+    registry.remove_orphans().await?;
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<Service>().await;

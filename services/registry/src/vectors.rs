@@ -7,6 +7,7 @@
 use std::{path::Path as FsPath, sync::Arc};
 
 use bytes::Bytes;
+use futures::TryStreamExt;
 use object_store::{
     ObjectStore, ObjectStoreExt, WriteMultipart, local::LocalFileSystem, path::Path,
 };
@@ -89,6 +90,20 @@ impl Vectors {
     /// Drops a complete object that is not wanted after all.
     pub async fn discard(&self, staged: &StagedObject) -> Result<()> {
         Ok(self.objects.delete(&staged.path).await?)
+    }
+
+    /// Digests of all visible objects.
+    pub async fn digests(&self) -> Result<Vec<String>> {
+        let objects: Vec<_> = self
+            .objects
+            .list(Some(&Path::from("saes")))
+            .try_collect()
+            .await?;
+        Ok(objects
+            .iter()
+            .filter_map(|object| object.location.filename()?.strip_suffix(".safetensors"))
+            .map(str::to_owned)
+            .collect())
     }
 
     /// Removes an object; one that is not there is no error.

@@ -7,7 +7,7 @@ use super::{
 
 /// Bytes of a [`FeatureBlock`] whose features are scattered over the whole
 /// matrix: the larger, the longer the pieces that are read of every row.
-const SCATTERED_BLOCK_BYTES: usize = 64 << 20;
+const SCATTERED_BLOCK_BYTES: usize = 32 << 20;
 /// Bytes of a [`FeatureBlock`] that is one piece of the file: stays in a cache.
 const CONTIGUOUS_BLOCK_BYTES: usize = 2 << 20;
 /// Side of the square tiles in which a block is transposed: 16 f32 are a cache line.

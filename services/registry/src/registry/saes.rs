@@ -25,8 +25,9 @@ use crate::{
     vectors::StagedObject,
 };
 
-/// Chunks of 4 MiB between conversion and storage.
-const CHUNKS_WAITING_MAX: usize = 2;
+/// Chunks of 4 MiB between conversion and storage: as many as keep the storing
+/// side busy while the next block is read.
+const CHUNKS_WAITING_MAX: usize = 8;
 
 /// Where an SAE comes from.
 #[derive(Debug)]
@@ -37,6 +38,18 @@ pub enum ImportSource {
     Hub(HubSource),
     /// A folder of files that a client sent; gone after the import.
     Upload(TempDir),
+}
+
+/// Files on this machine, and what is known of them.
+struct Located {
+    path: PathBuf,
+    /// Path in the words of the request; its names may say something.
+    hint: String,
+    origin: Option<String>,
+    /// Request field that errors are about.
+    field: &'static str,
+    access: Access,
+    upload: Option<TempDir>,
 }
 
 /// Files that are open, and what is known of them.
@@ -110,12 +123,36 @@ impl Registry {
     }
 
     async fn open_source(&self, source: ImportSource, progress: &Arc<Progress>) -> Result<Opened> {
-        let (path, hint, field, access, upload) = match source {
+        let Located {
+            path,
+            hint,
+            origin,
+            field,
+            access,
+            upload,
+        } = self.locate(source, progress).await?;
+        let found = blocking(move || {
+            detect(&path, &hint, &access).map_err(|error| Error::file(field, error))
+        })
+        .await?;
+        // An upload has no path of its own; its files' names are what is known of it.
+        let origin = origin.unwrap_or_else(|| found.hint.clone());
+        Ok(Opened {
+            found,
+            origin,
+            field,
+            upload,
+        })
+    }
+
+    /// Where the files are on this machine, once they are.
+    async fn locate(&self, source: ImportSource, progress: &Arc<Progress>) -> Result<Located> {
+        Ok(match source {
             ImportSource::Path(path) => {
                 let access = self.access.clone().ok_or_else(|| {
                     Error::NotAllowed(
-                        "this registry listens beyond its own machine and was started without --import-root, so \
-                         it reads no paths; upload the files instead"
+                        "this registry listens beyond its own machine and was started without \
+                         --import-root, so it reads no paths; upload the files instead"
                             .to_owned(),
                     )
                 })?;
@@ -127,39 +164,31 @@ impl Registry {
                     .into());
                 }
                 let hint = path.display().to_string();
-                (path, hint, "path", access, None)
-            }
-            ImportSource::Hub(hub) => {
-                let path = hub::download(&hub, progress).await?;
-                (path, hub.origin(), "hub", Access::Anywhere, None)
-            }
-            ImportSource::Upload(folder) => {
-                let access = Access::roots(&[folder.path().to_owned()])?;
-                (
-                    folder.path().to_owned(),
-                    "upload".to_owned(),
-                    "chunk",
+                Located {
+                    path,
+                    origin: Some(hint.clone()),
+                    hint,
+                    field: "path",
                     access,
-                    Some(folder),
-                )
+                    upload: None,
+                }
             }
-        };
-        let origin = hint.clone();
-        let found = blocking(move || {
-            detect(&path, &hint, &access).map_err(|error| Error::file(field, error))
-        })
-        .await?;
-        // An upload has no path of its own; its files' names are what is known of it.
-        let origin = if upload.is_some() {
-            found.hint.clone()
-        } else {
-            origin
-        };
-        Ok(Opened {
-            found,
-            origin,
-            field,
-            upload,
+            ImportSource::Hub(hub) => Located {
+                path: hub::download(&hub, progress).await?,
+                hint: format!("{}/{}", hub.repo_id, hub.path),
+                origin: Some(hub.origin()),
+                field: "hub",
+                access: Access::Anywhere,
+                upload: None,
+            },
+            ImportSource::Upload(folder) => Located {
+                path: folder.path().to_owned(),
+                hint: "upload".to_owned(),
+                origin: None,
+                field: "chunk",
+                access: Access::roots(&[folder.path().to_owned()])?,
+                upload: Some(folder),
+            },
         })
     }
 
