@@ -56,7 +56,8 @@ gcc -shared -fPIC -fno-builtin -Wl,-soname,libcuda.so.1 \
 ln -sfn libcuda.so.1 "$stubs/libcuda.so"
 
 # The compute capability is given because the build scripts would otherwise ask
-# nvidia-smi, which comes with the driver.
+# nvidia-smi, which comes with the driver. 90 becomes sm_90a, which only GPUs of
+# that very capability run: build for the GPU you have.
 export CUDA_HOME=$home CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90}
 PATH=$home/bin:$PATH cargo build --release --locked \
     --manifest-path "$repo/Cargo.toml" -p steering-worker --features cuda
@@ -64,7 +65,7 @@ PATH=$home/bin:$PATH cargo build --release --locked \
 # A start, as far as it goes without a GPU: every library is found and the
 # command line is read. Never put the stub on the path of a machine with a GPU.
 binary=$CARGO_TARGET_DIR/release/steer-worker
-LD_LIBRARY_PATH=$toolkit/lib:$stubs "$binary" --help >"$work/help.txt"
+LD_LIBRARY_PATH=$toolkit/lib:$stubs "$binary" --help >/dev/null
 echo "built $binary"
 echo "it needs these at run time, from $toolkit/lib and the driver:"
 readelf -d "$binary" | sed -n 's/.*(NEEDED).*\[\(lib\(cu\|nv\).*\)\]/  \1/p'

@@ -1,1 +1,9 @@
-//! End-to-end tests.
+//! What the end-to-end tests share: fixtures, services in this process, binaries.
+
+pub mod binaries;
+pub mod fixture;
+pub mod request;
+pub mod services;
+
+pub use fixture::Fixture;
+pub use services::{Services, WorkerOptions};

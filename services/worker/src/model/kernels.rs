@@ -208,6 +208,7 @@ fn columns_of<U: Unpack, const FMA: bool>(
 ) {
     let width = weights.in_width.next_multiple_of(TILE);
     let mut sums: [Sums; BLOCK] = [[[0.0; LANES]; GROUP]; BLOCK];
+    let mut tiles: Tiles = [[0.0; TILE]; GROUP];
     for block in (0..m).step_by(BLOCK) {
         let rows = BLOCK.min(m - block);
         let x = &x[block * width..(block + rows) * width];
@@ -217,7 +218,7 @@ fn columns_of<U: Unpack, const FMA: bool>(
             // the products of a single row.
             let sums = &mut sums[..rows];
             sums.fill([[0.0; LANES]; GROUP]);
-            group_sums::<U, FMA>(x, weights, row, sums);
+            group_sums::<U, FMA>(x, weights, row, &mut tiles, sums);
             for (column, out) in out.chunks_exact_mut(m).enumerate() {
                 for (out, sums) in out[block..block + rows].iter_mut().zip(&*sums) {
                     *out = sums[column].iter().sum();
@@ -233,13 +234,13 @@ fn group_sums<U: Unpack, const FMA: bool>(
     x: &[f32],
     weights: &Weights<'_>,
     row: usize,
+    tiles: &mut Tiles,
     sums: &mut [Sums],
 ) {
     let rows = sums.len();
     let k = weights.in_width;
     let width = k.next_multiple_of(TILE);
     let row_bytes = weights.bytes_of(k);
-    let mut tiles: Tiles = [[0.0; TILE]; GROUP];
     let group = GROUP.min(weights.out_width - row);
     for start in (0..k).step_by(TILE) {
         let len = TILE.min(k - start);
@@ -257,13 +258,13 @@ fn group_sums<U: Unpack, const FMA: bool>(
         while i + 4 <= rows {
             let x = [x_tile(i), x_tile(i + 1), x_tile(i + 2), x_tile(i + 3)];
             if let Some(sums) = sums[i..].first_chunk_mut::<4>() {
-                multiply::<4, FMA>(&tiles, x, sums);
+                multiply::<4, FMA>(tiles, x, sums);
             }
             i += 4;
         }
         while i < rows {
             if let Some(sums) = sums[i..].first_chunk_mut::<1>() {
-                multiply::<1, FMA>(&tiles, [x_tile(i)], sums);
+                multiply::<1, FMA>(tiles, [x_tile(i)], sums);
             }
             i += 1;
         }

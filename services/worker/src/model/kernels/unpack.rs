@@ -65,68 +65,61 @@ impl Unpack for Bf16 {
     }
 }
 
-/// Blocks of 32: a header, bits, nibbles. Low nibbles are elements 0..16, high
-/// nibbles 16..32.
+/// Blocks of 32: a header, perhaps a fifth bit per element, nibbles. Low nibbles
+/// are elements 0..16, high nibbles 16..32. An element is `scale · q + offset`.
 #[inline(always)]
 fn nibble_blocks<const BYTES: usize>(
     packed: &[u8],
     out: &mut [f32],
-    value: impl Fn(&[u8; BYTES], usize, u8) -> f32,
+    fifth_bits: impl Fn(&[u8; BYTES]) -> u32,
+    scale_and_offset: impl Fn(&[u8; BYTES]) -> (f32, f32),
 ) {
-    const ELEMENTS: usize = 32;
-    for (block, out) in packed
-        .as_chunks::<BYTES>()
-        .0
-        .iter()
-        .zip(out.as_chunks_mut::<ELEMENTS>().0)
-    {
+    let blocks = packed.as_chunks::<BYTES>().0;
+    for (block, out) in blocks.iter().zip(out.as_chunks_mut::<32>().0) {
         let nibbles = &block[BYTES - 16..];
+        let fifth = fifth_bits(block);
+        let (scale, offset) = scale_and_offset(block);
+        let (low, high) = out.split_at_mut(16);
         for i in 0..16 {
-            out[i] = value(block, i, nibbles[i] & 15);
-            out[i + 16] = value(block, i + 16, nibbles[i] >> 4);
+            let byte = u32::from(nibbles[i]);
+            let q = (byte & 15) | (((fifth >> i) & 1) << 4);
+            low[i] = scale * q as f32 + offset;
+            let q = (byte >> 4) | (((fifth >> (i + 16)) & 1) << 4);
+            high[i] = scale * q as f32 + offset;
         }
     }
 }
 
-/// The fifth bit of element `i`, in place.
 #[inline(always)]
-fn fifth_bit(bits: &[u8], i: usize) -> u8 {
-    ((bits[i / 8] >> (i % 8)) & 1) << 4
+fn word(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
 impl Unpack for Q4_0 {
     #[inline(always)]
     fn unpack(packed: &[u8], out: &mut [f32]) {
-        nibble_blocks::<18>(packed, out, |block, _, q| {
-            half(block) * (f32::from(q) - 8.0)
-        });
+        nibble_blocks::<18>(packed, out, |_| 0, |b| (half(b), -8.0 * half(b)));
     }
 }
 
 impl Unpack for Q4_1 {
     #[inline(always)]
     fn unpack(packed: &[u8], out: &mut [f32]) {
-        nibble_blocks::<20>(packed, out, |block, _, q| {
-            half(block) * f32::from(q) + half(&block[2..])
-        });
+        nibble_blocks::<20>(packed, out, |_| 0, |b| (half(b), half(&b[2..])));
     }
 }
 
 impl Unpack for Q5_0 {
     #[inline(always)]
     fn unpack(packed: &[u8], out: &mut [f32]) {
-        nibble_blocks::<22>(packed, out, |block, i, q| {
-            half(block) * (f32::from(q | fifth_bit(&block[2..6], i)) - 16.0)
-        });
+        nibble_blocks::<22>(packed, out, |b| word(&b[2..]), |b| (half(b), -16.0 * half(b)));
     }
 }
 
 impl Unpack for Q5_1 {
     #[inline(always)]
     fn unpack(packed: &[u8], out: &mut [f32]) {
-        nibble_blocks::<24>(packed, out, |block, i, q| {
-            half(block) * f32::from(q | fifth_bit(&block[4..8], i)) + half(&block[2..])
-        });
+        nibble_blocks::<24>(packed, out, |b| word(&b[4..]), |b| (half(b), half(&b[2..])));
     }
 }
 

@@ -1,0 +1,205 @@
+//! Both services in this process, on free ports.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use clap::Parser;
+use steering_client::{Client, Endpoints, Health, ImportEvent, Service, files::OnBytes, v1};
+use tempfile::TempDir;
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+
+use crate::fixture::{Fixture, MODEL, SAE, path_text};
+
+/// Longest wait for something that takes milliseconds.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Command-line options of the worker that tests change.
+#[derive(Debug, Clone, Copy)]
+pub struct WorkerOptions {
+    /// Sequences decoded at the same time.
+    pub max_sequences: u32,
+    /// Requests that may wait.
+    pub max_queued: u32,
+    /// Longest prompt + generation.
+    pub context_length: Option<u32>,
+}
+
+impl Default for WorkerOptions {
+    fn default() -> Self {
+        Self {
+            max_sequences: 64,
+            max_queued: 256,
+            context_length: None,
+        }
+    }
+}
+
+/// A running service.
+#[derive(Debug)]
+pub struct Running {
+    /// Where it listens.
+    pub url: String,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), String>>,
+}
+
+impl Running {
+    /// Tells it to stop, without waiting.
+    pub fn begin_stop(self) -> JoinHandle<Result<(), String>> {
+        self.stop.send(()).expect("the service is running");
+        self.task
+    }
+
+    /// Stops it in an orderly way.
+    pub async fn stop(self) {
+        let ended = tokio::time::timeout(PATIENCE, self.begin_stop()).await;
+        let ended = ended.expect("stops in time").expect("no panic");
+        ended.expect("an orderly end");
+    }
+}
+
+/// A worker with a fixture's model, a registry in a temporary folder, a client.
+#[derive(Debug)]
+pub struct Services {
+    /// Talks to both.
+    pub client: Client,
+    /// The worker.
+    pub worker: Running,
+    /// The registry.
+    pub registry: Running,
+    _data: TempDir,
+}
+
+impl Services {
+    /// Starts both and waits until they are healthy.
+    pub async fn start(fixture: &Fixture, options: WorkerOptions) -> Self {
+        let data = TempDir::new().expect("temporary folder");
+        let worker = start_worker(fixture, options).await;
+        let registry = start_registry(&data).await;
+        let client = Client::connect(&Endpoints {
+            worker: worker.url.clone(),
+            registry: registry.url.clone(),
+        })
+        .expect("URLs");
+        for service in [Service::Worker, Service::Registry] {
+            let health = tokio::time::timeout(PATIENCE, client.health(service));
+            let health = health.await.expect("ready in time").expect("reachable");
+            assert_eq!(health, Health::Serving, "{service}");
+        }
+        Self {
+            client,
+            worker,
+            registry,
+            _data: data,
+        }
+    }
+
+    /// Starts both with the fixture's SAE, labels and CAVs imported over gRPC.
+    pub async fn with_imports(fixture: &Fixture, options: WorkerOptions) -> Self {
+        let services = Self::start(fixture, options).await;
+        let client = &services.client;
+        import_sae(client, fixture).await;
+        let labels = fixture.file(&fixture.cases.sae.labels);
+        let header = v1::LabelImportHeader {
+            sae_id: SAE.to_owned(),
+            source: String::new(),
+        };
+        let labels = client
+            .import_labels(header, labels.as_ref(), silent())
+            .await;
+        labels.expect("labels imported");
+        let cavs = fixture.file(&fixture.cases.cavs.path);
+        let header = v1::CavImportHeader {
+            hook_name: fixture.cases.cavs.hook.clone(),
+            model_id: MODEL.to_owned(),
+            file_name: fixture.cases.cavs.path.clone(),
+        };
+        let cavs = client.import_cavs(header, cavs.as_ref(), silent()).await;
+        cavs.expect("CAVs imported");
+        services
+    }
+
+    /// Stops both.
+    pub async fn stop(self) {
+        drop(self.client);
+        self.worker.stop().await;
+        self.registry.stop().await;
+    }
+}
+
+/// Progress that nobody watches.
+fn silent() -> OnBytes {
+    Arc::new(|_| {})
+}
+
+async fn import_sae(client: &Client, fixture: &Fixture) {
+    let request = v1::ImportSaeRequest {
+        source: Some(v1::import_sae_request::Source::Path(
+            fixture.file(&fixture.cases.sae.path),
+        )),
+        options: Some(v1::SaeImportOptions {
+            sae_id: SAE.to_owned(),
+            hook_name: fixture.cases.sae.hook.clone(),
+            model_id: MODEL.to_owned(),
+            activation_scale: None,
+        }),
+    };
+    let mut import = client.import_sae(request).await.expect("import begins");
+    let mut done = false;
+    while let Some(event) = import.next().await.expect("import goes on") {
+        done = matches!(event, ImportEvent::Done(_));
+    }
+    assert!(done, "the import ends with the SAE");
+}
+
+/// Starts a worker with a fixture's model.
+pub async fn start_worker(fixture: &Fixture, options: WorkerOptions) -> Running {
+    let mut args = vec![
+        "steer-worker".to_owned(),
+        "--device=cpu".to_owned(),
+        format!("--model={}", path_text(&fixture.model())),
+        format!("--max-sequences={}", options.max_sequences),
+        format!("--max-queued={}", options.max_queued),
+    ];
+    args.extend(
+        options
+            .context_length
+            .map(|n| format!("--context-length={n}")),
+    );
+    let config = steering_worker::Config::parse_from(args);
+    let (listener, url) = listen().await;
+    running(url, |shutdown| async move {
+        let ended = steering_worker::run(config, listener, shutdown).await;
+        ended.map_err(|error| error.to_string())
+    })
+}
+
+/// Starts a registry over a folder.
+pub async fn start_registry(data: &TempDir) -> Running {
+    let data = format!("--data={}", path_text(data.path()));
+    let config = steering_registry::Config::parse_from(["steer-registry", &data]);
+    let (listener, url) = listen().await;
+    running(url, |shutdown| async move {
+        let ended = steering_registry::run(config, listener, shutdown).await;
+        ended.map_err(|error| error.to_string())
+    })
+}
+
+async fn listen() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("address");
+    (listener, format!("http://{address}"))
+}
+
+fn running<F, R>(url: String, serve: F) -> Running
+where
+    F: FnOnce(std::pin::Pin<Box<dyn Future<Output = ()> + Send>>) -> R,
+    R: Future<Output = Result<(), String>> + Send + 'static,
+{
+    let (stop, stopped) = oneshot::channel::<()>();
+    let shutdown = Box::pin(async move {
+        // An error means that the test is over: stop as well.
+        let _ = stopped.await;
+    });
+    let task = tokio::spawn(serve(shutdown));
+    Running { url, stop, task }
+}
