@@ -1,111 +1,93 @@
-"""A gRPC client that knows nothing of our files: descriptors come by reflection.
+#!/usr/bin/env python3
+"""A stranger's client: drives both services with grpcio and server reflection.
+
+No generated file of ours is used: message types come from the servers.
 
     pip install grpcio grpcio-reflection
-    python reflection_client.py WORKER_HOST:PORT REGISTRY_HOST:PORT
+    python reflection_client.py WORKER_ADDRESS REGISTRY_ADDRESS FIXTURE_FOLDER
 """
-
-import sys
-
+import json, sys
 import grpc
-from google.protobuf import message_factory
 from google.protobuf.descriptor_pool import DescriptorPool
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
-    ProtoReflectionDescriptorDatabase,
-)
+from google.protobuf.message_factory import GetMessageClass
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 
-class Service:
-    """Calls methods of a service by name."""
+class Stranger:
+    """Calls methods by name; requests are dicts, answers are messages."""
 
-    def __init__(self, address, name):
+    def __init__(self, address):
         self.channel = grpc.insecure_channel(address)
         self.database = ProtoReflectionDescriptorDatabase(self.channel)
         self.pool = DescriptorPool(self.database)
-        self.descriptor = self.pool.FindServiceByName(name)
 
-    def names(self):
-        return list(self.database.get_services())
-
-    def message(self, name):
-        descriptor = self.pool.FindMessageTypeByName(name)
-        return message_factory.GetMessageClass(descriptor)
-
-    def call(self, method_name, **fields):
-        method = self.descriptor.methods_by_name[method_name]
-        request = message_factory.GetMessageClass(method.input_type)(**fields)
-        answer = message_factory.GetMessageClass(method.output_type)
-        kind = self.channel.unary_stream if method.server_streaming else self.channel.unary_unary
-        path = f"/{self.descriptor.full_name}/{method_name}"
-        call = kind(
-            path,
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=answer.FromString,
-        )
-        return call(request, timeout=60)
+    def call(self, method, requests, **fields):
+        service, name = method.split("/")
+        method_descriptor = self.pool.FindServiceByName(service).FindMethodByName(name)
+        request_type = GetMessageClass(method_descriptor.input_type)
+        kind = ("stream" if method_descriptor.client_streaming else "unary") + "_" + (
+            "stream" if method_descriptor.server_streaming else "unary")
+        stub = getattr(self.channel, kind)(
+            f"/{method}", request_serializer=request_type.SerializeToString,
+            response_deserializer=GetMessageClass(method_descriptor.output_type).FromString)
+        if method_descriptor.client_streaming:
+            return stub(iter([request_type(**r) for r in requests]), timeout=60)
+        return stub(request_type(**fields), timeout=60)
 
 
-def check_worker(address):
-    worker = Service(address, "steering.v1.ModelWorkerService")
-    names = worker.names()
-    assert "steering.v1.ModelWorkerService" in names, names
-    assert "grpc.health.v1.Health" in names, names
-    model = worker.call("GetModel")
-    assert model.d_model > 0 and model.n_layers > 0, model
-    check_generate(worker, model)
-    check_refusal(worker)
-    return names, model
+def main(worker_address, registry_address, fixture):
+    cases = json.load(open(f"{fixture}/cases.json"))
+    worker, registry = Stranger(worker_address), Stranger(registry_address)
+    for stranger, service in ((worker, "ModelWorkerService"), (registry, "FeatureRegistryService")):
+        services = stranger.database.get_services()
+        assert f"steering.v1.{service}" in services and "grpc.health.v1.Health" in services, services
+        health = stranger.call("grpc.health.v1.Health/Check", None, service=f"steering.v1.{service}")
+        assert health.status == 1, health
 
+    w, r = "steering.v1.ModelWorkerService", "steering.v1.FeatureRegistryService"
+    model = worker.call(f"{w}/GetModel", None)
+    assert model.d_model == cases["d_model"] and model.n_layers == cases["n_layers"], model
 
-def check_generate(worker, model):
-    vector = {"name": "zero", "values": [0.0] * model.d_model}
-    raw = 1
-    add = {"vector": 0, "hook_name": "blocks.0.hook_resid_post", "strength": 1.0, "unit": raw}
-    events = list(
-        worker.call(
-            "Generate",
-            prompt={"text": "Write a haiku."},
-            vectors=[vector],
-            variants=[
-                {"name": "baseline"},
-                {"name": "steered", "interventions": [{"vector_add": add}]},
-            ],
-            sampling={"max_new_tokens": 5, "temperature": 0, "ignore_eos": True},
-        )
-    )
-    kinds = [event.WhichOneof("event") for event in events]
-    assert kinds[0] == "started", kinds
-    assert kinds.count("token") == 10 and kinds.count("finished") == 2, kinds
-    said = [[e.token.token_id for e in events if e.HasField("token") and e.token.variant == v] for v in (0, 1)]
-    assert said[0] == said[1], "a zero vector changes nothing"
-    report = [e.finished for e in events if e.HasField("finished") and e.finished.variant == 1]
-    assert report[0].interventions[0].positions_changed == 0, report
+    hook = cases["sae"]["hook"]
+    options = {"sae_id": "stranger", "hook_name": hook, "model_id": model.model_id}
+    events = list(registry.call(f"{r}/ImportSae", None, path=f"{fixture}/{cases['sae']['path']}", options=options))
+    assert events[-1].sae.d_in == cases["d_model"], events[-1]
+    labels = open(f"{fixture}/labels.json", "rb").read()
+    imported = registry.call(f"{r}/ImportFeatureLabels", [{"header": {"sae_id": "stranger"}}, {"chunk": labels}])
+    assert imported.label_count == len(json.loads(labels)), imported
 
+    case = next(c for c in cases["cases"] if c["name"] == "clamp")
+    edit = case["interventions"][0]
+    features = registry.call(f"{r}/GetFeatures", None, features=[{"sae_id": "stranger", "label": edit["labels"][0]}])
+    intervention = {"feature": {"feature": 0, "set": edit["value"]}}
+    stream = worker.call(
+        f"{w}/Generate", None, prompt={"text": case["prompt"]["text"]},
+        # The registry's message goes to the worker byte for byte, though the
+        # two come from different descriptor pools.
+        features=[GetMessageClass(worker.pool.FindMessageTypeByName("steering.v1.SaeFeature")).FromString(
+            feature.SerializeToString()) for feature in features.features],
+        variants=[{"name": "baseline"}, {"name": "steered", "interventions": [intervention]}],
+        sampling={"max_new_tokens": 16, "temperature": 0.0, "repetition_penalty": 1.0})
+    tokens, reports = {0: [], 1: []}, {}
+    for event in stream:
+        kind = event.WhichOneof("event")
+        if kind == "started":
+            assert list(event.started.prompt_token_ids) == case["prompt_token_ids"]
+        elif kind == "token":
+            tokens[event.token.variant].append(event.token.token_id)
+        else:
+            reports[event.finished.variant] = event.finished
+    assert tokens[1] == case["token_ids"], (tokens[1], case["token_ids"])
+    assert tokens[0] == case["baseline_token_ids"], tokens[0]
+    assert reports[1].interventions[0].positions_touched == len(case["prompt_token_ids"]) + 15, reports[1]
 
-def check_refusal(worker):
     try:
-        list(worker.call("Generate", prompt={"text": ""}))
-    except grpc.RpcError as error:
-        assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error
-        assert "prompt.text" in error.details(), error
-    else:
+        list(worker.call(f"{w}/Generate", None, prompt={"text": ""}))
         raise AssertionError("an empty prompt was accepted")
-
-
-def check_registry(address):
-    registry = Service(address, "steering.v1.FeatureRegistryService")
-    names = registry.names()
-    assert "steering.v1.FeatureRegistryService" in names, names
-    return names, list(registry.call("ListSaes").saes)
-
-
-def main(worker_address, registry_address):
-    names, model = check_worker(worker_address)
-    print("worker:", ", ".join(names))
-    print(f"model: {model.model_id} ({model.family}, {model.d_model} wide)")
-    names, saes = check_registry(registry_address)
-    print("registry:", ", ".join(names))
-    print("SAEs:", [sae.sae_id for sae in saes])
-    print("ok")
+    except grpc.RpcError as error:
+        assert error.code() == grpc.StatusCode.INVALID_ARGUMENT and "prompt.text" in error.details(), error
+    registry.call(f"{r}/DeleteSae", None, sae_id="stranger")
+    print("reflection client: all assertions held")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ use candle_core::{Device, Error, Result, quantized::gguf_file::Content};
 use steering_worker::model::{Batch, Chunk, LoadOptions, Logits, Model, NoHook, Precision};
 
 fn main() -> Result<()> {
-    let path = std::env::args().nth(1).ok_or_else(|| Error::Msg("give a GGUF file".to_owned()))?;
+    let path = std::env::args()
+        .nth(1)
+        .ok_or_else(|| Error::Msg("give a GGUF file".to_owned()))?;
     let content = Content::read(&mut BufReader::new(File::open(&path)?))?;
     let options = LoadOptions {
         precision: Precision::F32,
@@ -27,7 +29,10 @@ fn main() -> Result<()> {
             .map(|_| rate(&model, prompt, sequences, steps))
             .collect::<Result<_>>()?;
         rates.sort_by(f64::total_cmp);
-        println!("{name}: {:.1} tok/s (median of 5, {:.1} to {:.1})", rates[2], rates[0], rates[4]);
+        println!(
+            "{name}: {:.1} tok/s (median of 5, {:.1} to {:.1})",
+            rates[2], rates[0], rates[4]
+        );
     }
     Ok(())
 }

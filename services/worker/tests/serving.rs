@@ -306,7 +306,7 @@ async fn bad_input_is_named_and_the_worker_goes_on() {
             r.vectors[0].values.pop();
         }),
         ("vectors[0].values[2]", |r| {
-            r.vectors[0].values[2] = f32::NAN
+            r.vectors[0].values[2] = f32::NAN;
         }),
         ("variants[0].interventions[0].hook_name", |r| {
             r.variants[0].interventions[0] = add("blocks.5.hook_resid_post", 1.0, None);

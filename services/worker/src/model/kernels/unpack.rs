@@ -112,7 +112,12 @@ impl Unpack for Q4_1 {
 impl Unpack for Q5_0 {
     #[inline(always)]
     fn unpack(packed: &[u8], out: &mut [f32]) {
-        nibble_blocks::<22>(packed, out, |b| word(&b[2..]), |b| (half(b), -16.0 * half(b)));
+        nibble_blocks::<22>(
+            packed,
+            out,
+            |b| word(&b[2..]),
+            |b| (half(b), -16.0 * half(b)),
+        );
     }
 }
 
