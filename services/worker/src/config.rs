@@ -10,7 +10,8 @@ use crate::model::{Precision, Quantization};
 #[derive(Debug, Clone, Parser)]
 #[command(name = "steer-worker", version, after_help = EXAMPLES)]
 pub struct Config {
-    /// Model: a folder in Hugging Face layout, a .gguf file, or a hub id (owner/name[@revision]).
+    /// Model: a folder in Hugging Face layout, a .gguf file, or a hub id (owner/name or
+    /// owner/name@revision).
     #[arg(long, env = "STEER_WORKER_MODEL", value_name = "PATH|HUB_ID")]
     pub model: String,
 

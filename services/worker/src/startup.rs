@@ -161,7 +161,11 @@ fn select_device(name: &str) -> Result<(Device, String), WorkerError> {
         "cpu" => Ok((Device::Cpu, "cpu".to_owned())),
         "cuda" => Ok((Device::new_cuda(ordinal)?, format!("cuda:{ordinal}"))),
         "metal" => Ok((Device::new_metal(ordinal)?, format!("metal:{ordinal}"))),
-        "auto" if candle_core::utils::cuda_is_available() => select_device("cuda"),
+        // A CUDA build says so whether or not there is a GPU.
+        "auto" if candle_core::utils::cuda_is_available() => select_device("cuda").or_else(|e| {
+            tracing::warn!("no GPU can be used, running on the CPU: {e}");
+            select_device("cpu")
+        }),
         "auto" if candle_core::utils::metal_is_available() => select_device("metal"),
         "auto" => select_device("cpu"),
         _ => Err(invalid()),
