@@ -72,7 +72,7 @@ fn bad_edits() -> Vec<Bad> {
         bad(
             "wrong vector length",
             |r| r.vectors[0].values.truncate(47),
-            "vectors[0].values",
+            "variants[0].interventions[1].vector_add.vector",
         ),
         bad(
             "empty vector",

@@ -119,6 +119,13 @@ impl Worker {
     ) -> Result<(), RequestError> {
         let config = self.model.config();
         let HookPoint { layer, site } = intervention.hook;
+        // Fields to blame: a feature brings its hook point with it.
+        let (edit, payload_field, hook_field) = match &intervention.edit {
+            Edit::Feature { .. } => ("feature", "feature", "feature"),
+            Edit::Add { .. } => ("vector_add", "vector", "hook_name"),
+            Edit::Ablate { .. } => ("direction_ablate", "vector", "hook_name"),
+            Edit::ClampProjection { .. } => ("projection_clamp", "vector", "hook_name"),
+        };
         if layer >= config.layers.len() {
             let text = format!(
                 "{} does not exist; {} has layers 0 to {}",
@@ -126,7 +133,7 @@ impl Worker {
                 self.model_id,
                 config.layers.len() - 1
             );
-            return Err(Invalid::field("hook_name", text).into());
+            return Err(Invalid::field(format!("{edit}.{hook_field}"), text).into());
         }
         let width = self.model.width(site);
         let trained_on = match &intervention.edit {
@@ -143,7 +150,7 @@ impl Worker {
                 self.model_id
             );
             return Err(match other_model {
-                None => Invalid::field("payload", text).into(),
+                None => Invalid::field(format!("{edit}.{payload_field}"), text).into(),
                 Some(other) => RequestError::Precondition {
                     reason: "WRONG_MODEL",
                     message: format!("{text}: the SAE was trained on {other}"),
