@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use steering_proto::{HookPoint, Invalid};
+
 use super::{CavEntry, CavFile};
 use crate::format::{FormatError, SourceFile, malformed, safetensors::read_safetensors};
 
@@ -36,5 +38,16 @@ pub(super) fn read(source: &Arc<SourceFile>) -> Result<CavFile, FormatError> {
     let [_, width] = tensor.shape_2d()?;
     let mut file_of_cavs = CavFile::from_rows(&tensor.values()?, width, labels)?;
     file_of_cavs.model_id = file.metadata.get("model_id").cloned();
+    // Ours say the hook point too, so that an export comes back by itself.
+    if let Some(name) = file.metadata.get("hook_name") {
+        let hook: HookPoint = name
+            .parse()
+            .map_err(|error: Invalid| malformed(format!("metadata: {error}")))?;
+        for cav in &mut file_of_cavs.cavs {
+            for (at, _) in &mut cav.directions {
+                *at = Some(hook);
+            }
+        }
+    }
     Ok(file_of_cavs)
 }
