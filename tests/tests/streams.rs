@@ -142,9 +142,11 @@ async fn shutdown_lets_running_streams_end_and_then_refuses() {
     let ended = timeout(PATIENCE, stopping).await.expect("in time");
     ended.expect("no panic").expect("an orderly end");
     let refused = client.health(steering_client::Service::Worker).await;
-    assert_eq!(
-        status(refused.expect_err("stopped")).code(),
-        Code::Unavailable
+    // A call that meets the connection while it closes is cancelled instead.
+    let code = status(refused.expect_err("stopped")).code();
+    assert!(
+        matches!(code, Code::Unavailable | Code::Cancelled),
+        "{code:?}"
     );
 }
 

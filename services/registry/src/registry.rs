@@ -155,7 +155,7 @@ fn nearest(wanted: &str, candidates: Vec<String>) -> Vec<String> {
             let contains = folded.contains(&wanted) || wanted.contains(&folded);
             (similarity + if contains { 0.2 } else { 0.0 }, candidate)
         })
-        .filter(|(similarity, _)| *similarity >= 0.5)
+        .filter(|(similarity, _)| *similarity >= 0.6)
         .collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
     scored.truncate(SUGGESTIONS_MAX);

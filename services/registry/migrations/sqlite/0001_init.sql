@@ -40,6 +40,7 @@ CREATE TABLE labels (
     UNIQUE (sae, feature_index, label, source)
 ) STRICT;
 CREATE INDEX labels_folded ON labels (folded, sae);
+CREATE INDEX labels_import ON labels (import);
 
 -- Word prefixes ("hock" in "ice-hockey") and substrings of three letters or more.
 CREATE VIRTUAL TABLE label_words USING fts5 (

@@ -58,13 +58,16 @@ impl Process {
             .expect("connect")
     }
 
-    fn terminate(mut self) -> ExitStatus {
+    async fn terminate(mut self) -> ExitStatus {
         let pid = self.child.id().to_string();
-        Command::new("kill")
-            .args(["-TERM", &pid])
-            .status()
-            .expect("kill");
-        self.child.wait().expect("wait")
+        let wait = tokio::task::spawn_blocking(move || {
+            Command::new("kill")
+                .args(["-TERM", &pid])
+                .status()
+                .expect("kill");
+            self.child.wait().expect("wait")
+        });
+        wait.await.expect("wait")
     }
 }
 
@@ -85,7 +88,7 @@ async fn sigterm_ends_it_with_success_and_nothing_is_lost() {
     import_with(&mut client, &path, options("a"))
         .await
         .expect("import");
-    assert!(process.terminate().success());
+    assert!(process.terminate().await.success());
     let process = Process::start(data.path(), &[], &[]);
     let request = v1::GetFeaturesRequest {
         features: vec![by_index("a", 3)],

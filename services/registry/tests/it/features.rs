@@ -198,6 +198,38 @@ async fn labels_are_stored_all_or_none_and_again_without_change() {
     );
 }
 
+/// Takes minutes if any step looks at all labels for each.
+#[tokio::test]
+async fn many_labels_take_time_in_proportion() {
+    let mut server = server_with_sae().await;
+    let rows: String = (0..20_000)
+        .map(|i| format!("{{\"index\": {}, \"label\": \"label {i}\"}}\n", i % D_SAE))
+        .collect();
+    for _ in 0..2 {
+        let stored = server.labels("a", rows.as_bytes()).await.expect("labels");
+        assert_eq!(
+            (stored.label_count, stored.feature_count),
+            (20_000, D_SAE as u64)
+        );
+    }
+    assert_eq!(
+        server
+            .feature(by_label("a", "label 12345"))
+            .await
+            .feature_index,
+        5
+    );
+    let status = server
+        .features(vec![by_label("a", "labl 7")])
+        .await
+        .expect_err("no such label");
+    assert!(
+        status.message().contains("\"label 7\""),
+        "{}",
+        status.message()
+    );
+}
+
 #[tokio::test]
 async fn shared_descriptions_are_kept_and_refused_as_names() {
     let mut server = server_with_sae().await;

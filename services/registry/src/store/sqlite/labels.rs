@@ -17,7 +17,7 @@ use crate::{
 /// Rows per INSERT: eight values each, well below SQLite's limit of 32,766.
 const ROWS_PER_INSERT: usize = 500;
 /// Labels compared with a label that was not found.
-const CANDIDATES_MAX: u32 = 20_000;
+const CANDIDATES_MAX: u32 = 5_000;
 
 impl FromRow<'_, SqliteRow> for LabelRecord {
     fn from_row(row: &SqliteRow) -> sqlx::Result<Self> {
@@ -33,8 +33,23 @@ impl FromRow<'_, SqliteRow> for LabelRecord {
     }
 }
 
-const SELECT: &str = "SELECT l.id, s.name AS sae_name, l.feature_index, l.label, l.folded, l.source, l.score \
-                      FROM labels l JOIN saes s ON s.id = l.sae ";
+/// Statistics are never gathered, so the planner would take `sae = ?` for a
+/// good filter; where the text is the better one, its index is named, and where
+/// another table comes first, CROSS JOIN keeps it there.
+const BY_TEXT: &str = "labels l INDEXED BY labels_folded CROSS JOIN saes s ON s.id = l.sae ";
+const BY_WORDS: &str =
+    "label_words w CROSS JOIN labels l ON l.id = w.rowid CROSS JOIN saes s ON s.id = l.sae ";
+const BY_PARTS: &str =
+    "label_parts p CROSS JOIN labels l ON l.id = p.rowid CROSS JOIN saes s ON s.id = l.sae ";
+const BY_FEATURE: &str = "labels l CROSS JOIN saes s ON s.id = l.sae ";
+
+fn select(from: &str) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new(
+        "SELECT l.id, s.name AS sae_name, l.feature_index, l.label, l.folded, l.source, l.score FROM ",
+    );
+    query.push(from);
+    query
+}
 
 impl SqliteStore {
     pub(super) async fn insert_labels(
@@ -62,13 +77,12 @@ impl SqliteStore {
             }
         }
         if unique_names {
-            refuse_ambiguous(&mut transaction, sae.key, import).await?;
-            remove_superseded(&mut transaction, sae.key, import).await?;
+            refuse_ambiguous(&mut transaction, import).await?;
+            remove_superseded(&mut transaction, import).await?;
         }
         let (labels, features): (i64, i64) = sqlx::query_as(
-            "SELECT COUNT(*), COUNT(DISTINCT feature_index) FROM labels WHERE sae = ? AND import = ?",
+            "SELECT COUNT(*), COUNT(DISTINCT feature_index) FROM labels WHERE import = ?",
         )
-        .bind(sae.key)
         .bind(import)
         .fetch_one(&mut *transaction)
         .await?;
@@ -85,7 +99,7 @@ impl SqliteStore {
 
     pub(super) async fn find_label(&self, sae: i64, label: &str, limit: u32) -> Result<Vec<u32>> {
         Ok(sqlx::query_scalar(
-            "SELECT DISTINCT feature_index FROM labels WHERE folded = ? AND sae = ? AND label = ? \
+            "SELECT DISTINCT feature_index FROM labels INDEXED BY labels_folded WHERE folded = ? AND sae = ? AND label = ? \
              ORDER BY feature_index LIMIT ?",
         )
         .bind(label.to_lowercase())
@@ -120,8 +134,8 @@ impl SqliteStore {
         let folded = label.to_lowercase();
         let start: String = folded.chars().take(2).collect();
         Ok(sqlx::query_scalar(
-            "SELECT label FROM (SELECT label FROM labels WHERE folded >= ?1 AND folded < ?2 AND sae = ?3 LIMIT ?4) \
-             UNION SELECT label FROM (SELECT label FROM labels WHERE sae = ?3 LIMIT ?4)",
+            "SELECT label FROM (SELECT label FROM labels INDEXED BY labels_folded \
+             WHERE folded >= ?1 AND folded < ?2 AND sae = ?3 LIMIT ?4) UNION SELECT label FROM (SELECT label FROM labels WHERE sae = ?3 LIMIT ?4)",
         )
         .bind(&start)
         .bind(prefix_end(&start))
@@ -138,23 +152,10 @@ impl SqliteStore {
         if let Some(sae) = search.sae {
             query.push(" AND l.sae = ").push_bind(sae);
         }
-        let by_text = matches!(search.kind, Match::Exact | Match::Prefix);
-        if let Some((folded, key)) = search.after {
-            if by_text {
-                query
-                    .push(" AND (l.folded, l.id) > (")
-                    .push_bind(folded)
-                    .push(", ")
-                    .push_bind(key)
-                    .push(")");
-            } else {
-                query.push(" AND l.id > ").push_bind(key);
-            }
-        }
-        query.push(if by_text {
-            " ORDER BY l.folded, l.id LIMIT "
-        } else {
-            " ORDER BY l.id LIMIT "
+        query.push(match search.kind {
+            Match::Exact | Match::Prefix => " ORDER BY l.folded, l.id LIMIT ",
+            Match::Words => " ORDER BY w.rowid LIMIT ",
+            Match::Part => " ORDER BY p.rowid LIMIT ",
         });
         query.push_bind(search.limit);
         Ok(query.build_query_as().fetch_all(&self.readers).await?)
@@ -167,7 +168,7 @@ impl SqliteStore {
         (index, key): (i64, i64),
         limit: u32,
     ) -> Result<Vec<LabelRecord>> {
-        let mut query = QueryBuilder::new(SELECT);
+        let mut query = select(BY_FEATURE);
         query.push("WHERE l.sae = ").push_bind(sae);
         query.push(" AND l.feature_index >= ").push_bind(index);
         query
@@ -214,14 +215,13 @@ async fn insert(
 }
 
 /// A name that stands for two features would be resolved to either.
-async fn refuse_ambiguous(connection: &mut SqliteConnection, sae: i64, import: i64) -> Result<()> {
+async fn refuse_ambiguous(connection: &mut SqliteConnection, import: i64) -> Result<()> {
     let ambiguous: Option<(String, u32, u32)> = sqlx::query_as(
-        "SELECT a.label, a.feature_index, b.feature_index FROM labels a JOIN labels b \
+        "SELECT a.label, a.feature_index, b.feature_index FROM labels a INDEXED BY labels_import \
+         CROSS JOIN labels b INDEXED BY labels_folded \
          ON b.folded = a.folded AND b.sae = a.sae AND b.label = a.label AND b.source = a.source \
-         AND b.import = a.import AND b.feature_index > a.feature_index \
-         WHERE a.sae = ? AND a.import = ? LIMIT 1",
+         AND b.import = a.import AND b.feature_index > a.feature_index WHERE a.import = ? LIMIT 1",
     )
-    .bind(sae)
     .bind(import)
     .fetch_optional(connection)
     .await?;
@@ -238,50 +238,64 @@ async fn refuse_ambiguous(connection: &mut SqliteConnection, sae: i64, import: i
 }
 
 /// A name given anew leaves the feature it named before.
-async fn remove_superseded(connection: &mut SqliteConnection, sae: i64, import: i64) -> Result<()> {
+async fn remove_superseded(connection: &mut SqliteConnection, import: i64) -> Result<()> {
     sqlx::query(
-        "DELETE FROM labels WHERE sae = ?1 AND import <> ?2 AND EXISTS (SELECT 1 FROM labels n \
-         WHERE n.folded = labels.folded AND n.sae = ?1 AND n.label = labels.label \
-         AND n.source = labels.source AND n.import = ?2)",
+        "DELETE FROM labels WHERE id IN (SELECT old.id FROM labels new INDEXED BY labels_import \
+         CROSS JOIN labels old INDEXED BY labels_folded \
+         ON old.folded = new.folded AND old.sae = new.sae AND old.label = new.label \
+         AND old.source = new.source AND old.import <> new.import WHERE new.import = ?)",
     )
-    .bind(sae)
     .bind(import)
     .execute(connection)
     .await?;
     Ok(())
 }
 
-/// The rows of one kind of match that are of no better kind; None where the
-/// kind cannot match.
+/// The rows of one kind of match that are of no better kind, behind the
+/// cursor; None where the kind cannot match.
 fn search_query(search: &LabelSearch<'_>) -> Option<QueryBuilder<Sqlite>> {
-    let mut query = QueryBuilder::new(SELECT);
-    let prefix = (search.query.to_owned(), prefix_end(search.query));
+    let text = search.query.to_owned();
+    let end = prefix_end(search.query);
+    let key = search.after.map_or(0, |(_, key)| key);
+    let mut query;
     match search.kind {
         Match::Exact => {
-            query
-                .push("WHERE l.folded = ")
-                .push_bind(search.query.to_owned());
+            query = select(BY_TEXT);
+            query.push("WHERE l.folded = ").push_bind(text);
+            query.push(" AND l.id > ").push_bind(key);
         }
         Match::Prefix => {
-            query.push("WHERE l.folded > ").push_bind(prefix.0);
-            query.push(" AND l.folded < ").push_bind(prefix.1);
+            query = select(BY_TEXT);
+            let after = search.after.map_or(text, |(folded, _)| folded.to_owned());
+            // Behind the query itself come its exact matches; no key is that large.
+            let key = search.after.map_or(i64::MAX, |(_, key)| key);
+            query.push("WHERE (l.folded, l.id) > (").push_bind(after);
+            query
+                .push(", ")
+                .push_bind(key)
+                .push(") AND l.folded < ")
+                .push_bind(end);
         }
         Match::Words => {
-            query.push("JOIN label_words w ON w.rowid = l.id WHERE label_words MATCH ");
-            query.push_bind(words_pattern(search.query)?);
-            query.push(" AND NOT (l.folded >= ").push_bind(prefix.0);
-            query.push(" AND l.folded < ").push_bind(prefix.1).push(")");
+            query = select(BY_WORDS);
+            query
+                .push("WHERE label_words MATCH ")
+                .push_bind(words_pattern(search.query)?);
+            query.push(" AND w.rowid > ").push_bind(key);
+            query.push(" AND NOT (l.folded >= ").push_bind(text);
+            query.push(" AND l.folded < ").push_bind(end).push(")");
         }
         Match::Part => {
-            query.push("JOIN label_parts p ON p.rowid = l.id WHERE label_parts MATCH ");
-            query.push_bind(part_pattern(search.query)?);
-            query.push(" AND NOT (l.folded >= ").push_bind(prefix.0);
-            query.push(" AND l.folded < ").push_bind(prefix.1).push(")");
+            query = select(BY_PARTS);
+            query
+                .push("WHERE label_parts MATCH ")
+                .push_bind(part_pattern(search.query)?);
+            query.push(" AND p.rowid > ").push_bind(key);
+            query.push(" AND NOT (l.folded >= ").push_bind(text);
+            query.push(" AND l.folded < ").push_bind(end).push(")");
             if let Some(words) = words_pattern(search.query) {
-                query.push(
-                    " AND l.id NOT IN (SELECT rowid FROM label_words WHERE label_words MATCH ",
-                );
-                query.push_bind(words).push(")");
+                query.push(" AND NOT EXISTS (SELECT 1 FROM label_words WHERE label_words MATCH ");
+                query.push_bind(words).push(" AND rowid = l.id)");
             }
         }
     }
