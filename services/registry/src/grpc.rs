@@ -28,12 +28,13 @@ impl RegistryService {
     }
 }
 
-type Stream_<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+/// What an import tells.
+type EventStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[async_trait]
 impl FeatureRegistryService for RegistryService {
-    type ImportSaeStream = Stream_<v1::ImportSaeResponse>;
-    type UploadSaeStream = Stream_<v1::UploadSaeResponse>;
+    type ImportSaeStream = EventStream<v1::ImportSaeResponse>;
+    type UploadSaeStream = EventStream<v1::UploadSaeResponse>;
 
     async fn import_sae(
         &self,

@@ -32,6 +32,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long running requests may take once the end has begun.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
+/// How long a query may still take after that.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
 /// How long watchers of the health service have to take notice of the end.
 const NOTICE: Duration = Duration::from_millis(100);
 /// Requests cancelled by one client before they were begun; more at a time end
@@ -91,7 +93,13 @@ pub async fn run(
             Ok(())
         }
     };
-    registry.close().await;
+    if tokio::time::timeout(CLOSE_MAX, registry.close())
+        .await
+        .is_err()
+    {
+        // Safe: what is not committed is not there after a restart.
+        tracing::warn!("a query still ran and is cut off");
+    }
     served
 }
 

@@ -4,7 +4,10 @@
 //! reader never sees half of one. Unfinished files live under `staging/`, which
 //! is emptied at start.
 
-use std::{path::Path as FsPath, sync::Arc};
+use std::{
+    path::{Path as FsPath, PathBuf},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -13,6 +16,7 @@ use object_store::{
 };
 use sha2::{Digest, Sha256};
 use steering_proto::payload::hex;
+use tokio::task::JoinHandle;
 
 use crate::{
     canonical::{FeatureNumbers, Layout},
@@ -21,6 +25,9 @@ use crate::{
 
 /// Bytes of one part of an upload; S3 wants equal parts of at least 5 MiB.
 const PART_LEN: usize = 8 << 20;
+/// Bytes after which a local object is flushed while more are on their way, so
+/// that the last flush, which everybody waits for, is a short one.
+const FLUSH_LEN: usize = 64 << 20;
 /// Parts that may wait for the store.
 const PARTS_WAITING_MAX: usize = 3;
 
@@ -28,6 +35,8 @@ const PARTS_WAITING_MAX: usize = 3;
 #[derive(Debug, Clone)]
 pub struct Vectors {
     objects: Arc<dyn ObjectStore>,
+    /// Where objects are, if in a folder of this machine.
+    folder: Option<PathBuf>,
 }
 
 /// An object being written; invisible until [`Vectors::publish`].
@@ -36,6 +45,7 @@ pub struct ObjectWriter {
     path: Path,
     upload: WriteMultipart,
     hasher: Sha256,
+    flusher: Option<Flusher>,
 }
 
 /// A complete object that is not visible yet.
@@ -59,6 +69,7 @@ impl Vectors {
         let objects = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
         Ok(Self {
             objects: Arc::new(objects),
+            folder: Some(folder.to_owned()),
         })
     }
 
@@ -66,7 +77,15 @@ impl Vectors {
     pub async fn writer(&self) -> Result<ObjectWriter> {
         let path = Path::from(format!("staging/{}", unique_name()));
         let upload = self.objects.put_multipart(&path).await?;
+        // The name under which the folder's store keeps an unfinished object.
+        // If that should change, flushing early just does nothing.
+        let flusher = self.folder.as_ref().map(|folder| Flusher {
+            path: folder.join(format!("{path}#1")),
+            written: 0,
+            running: None,
+        });
         Ok(ObjectWriter {
+            flusher,
             path,
             upload: WriteMultipart::new_with_chunk_size(upload, PART_LEN),
             hasher: Sha256::new(),
@@ -155,6 +174,9 @@ impl ObjectWriter {
             hasher
         });
         self.upload.wait_for_capacity(PARTS_WAITING_MAX).await?;
+        if let Some(flusher) = &mut self.flusher {
+            flusher.wrote(bytes.len());
+        }
         self.upload.put(bytes);
         self.hasher = hash
             .await
@@ -176,6 +198,31 @@ impl ObjectWriter {
         if let Err(error) = self.upload.abort().await {
             tracing::warn!(%error, "an unfinished object could not be removed");
         }
+    }
+}
+
+/// Begins to bring a growing file to disk before it is complete.
+#[derive(Debug)]
+struct Flusher {
+    path: PathBuf,
+    /// Bytes since the last flush began.
+    written: usize,
+    running: Option<JoinHandle<()>>,
+}
+
+impl Flusher {
+    fn wrote(&mut self, len: usize) {
+        self.written += len;
+        let idle = self.running.as_ref().is_none_or(JoinHandle::is_finished);
+        if self.written < FLUSH_LEN || !idle {
+            return;
+        }
+        self.written = 0;
+        let path = self.path.clone();
+        self.running = Some(tokio::task::spawn_blocking(move || {
+            // Only to be early: errors show when the object is completed.
+            let _ = std::fs::File::open(path).and_then(|file| file.sync_data());
+        }));
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{Stream_, receive::ReceivedFolder};
+use super::{EventStream, receive::ReceivedFolder};
 use crate::{
     error::Result,
     import::options::ImportOptions,
@@ -27,7 +27,7 @@ const PROGRESS_WAITING_MAX: usize = 16;
 pub(super) fn import_sae(
     registry: &Arc<Registry>,
     request: v1::ImportSaeRequest,
-) -> Result<Stream_<v1::ImportSaeResponse>> {
+) -> Result<EventStream<v1::ImportSaeResponse>> {
     use v1::import_sae_request::Source;
     let v1::ImportSaeRequest { source, options } = request;
     let options = parse_options(options)?;
@@ -56,7 +56,7 @@ pub(super) fn import_sae(
 pub(super) fn upload_sae(
     registry: &Arc<Registry>,
     requests: Streaming<v1::UploadSaeRequest>,
-) -> Stream_<v1::UploadSaeResponse> {
+) -> EventStream<v1::UploadSaeResponse> {
     let registry = Arc::clone(registry);
     let stream = watched(move |progress| async move {
         let _admitted = registry.admit_import()?;

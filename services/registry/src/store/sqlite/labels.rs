@@ -18,6 +18,8 @@ use crate::{
 const ROWS_PER_INSERT: usize = 500;
 /// Labels compared with a label that was not found.
 const CANDIDATES_MAX: u32 = 5_000;
+/// Characters by which a mistyped label may be longer or shorter.
+const CANDIDATE_LENGTH_DIFFERENCE: u32 = 3;
 
 impl FromRow<'_, SqliteRow> for LabelRecord {
     fn from_row(row: &SqliteRow) -> sqlx::Result<Self> {
@@ -128,19 +130,26 @@ impl SqliteStore {
         Ok(rows.into_iter().collect())
     }
 
-    /// Labels with the same beginning, then any: enough to find a typing
-    /// error, and bounded whatever the number of labels.
+    /// Labels with the same beginning and about the same length, then any:
+    /// enough to find a typing error. At most two times [`CANDIDATES_MAX`].
+    ///
+    /// Without the length, the first labels in alphabetical order would fill
+    /// the bound: "labl 7" would meet "label 1000", never "label 7".
     pub(super) async fn find_candidates(&self, sae: i64, label: &str) -> Result<Vec<String>> {
         let folded = label.to_lowercase();
         let start: String = folded.chars().take(2).collect();
+        let length = i64::try_from(folded.chars().count()).unwrap_or(i64::MAX);
         Ok(sqlx::query_scalar(
             "SELECT label FROM (SELECT label FROM labels INDEXED BY labels_folded \
-             WHERE folded >= ?1 AND folded < ?2 AND sae = ?3 LIMIT ?4) UNION SELECT label FROM (SELECT label FROM labels WHERE sae = ?3 LIMIT ?4)",
+             WHERE folded >= ?1 AND folded < ?2 AND sae = ?3 AND abs(length(folded) - ?5) <= ?6 LIMIT ?4) \
+             UNION SELECT label FROM (SELECT label FROM labels WHERE sae = ?3 LIMIT ?4)",
         )
         .bind(&start)
         .bind(prefix_end(&start))
         .bind(sae)
         .bind(CANDIDATES_MAX)
+        .bind(length)
+        .bind(CANDIDATE_LENGTH_DIFFERENCE)
         .fetch_all(&self.readers)
         .await?)
     }
