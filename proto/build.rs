@@ -4,8 +4,9 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const PROTOS: [&str; 3] = [
+const PROTOS: [&str; 4] = [
     "steering/v1/payload.proto",
+    "steering/v1/intervention.proto",
     "steering/v1/model_worker.proto",
     "steering/v1/feature_registry.proto",
 ];

@@ -50,6 +50,7 @@ impl GenerationBuilder {
         self.request.variants.push(v1::Variant {
             name: name.into(),
             interventions,
+            ..Default::default()
         });
         self
     }
@@ -124,6 +125,7 @@ impl Client {
         let intervention = |edit| v1::Intervention {
             edit: Some(edit),
             positions: positions.clone(),
+            ..Default::default()
         };
         Ok(edits.into_iter().map(intervention).collect())
     }

@@ -4,6 +4,7 @@ use crate::{
     Invalid,
     intervention::{Intervention, Payloads},
     invalid::{finite, required},
+    readout::{Condition, Probe, parse_probes},
     v1,
 };
 
@@ -16,6 +17,47 @@ pub struct Generate {
     pub variants: Vec<Variant>,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// Read in every variant.
+    pub probes: Vec<Probe>,
+    /// What else to report.
+    pub telemetry: Telemetry,
+    /// Place in the queue.
+    pub priority: Priority,
+}
+
+/// What to report beyond tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Telemetry {
+    /// `‖Δ‖ / ‖x‖` per edited hook point and token.
+    pub edit_norms: bool,
+    /// Divergence from the unsteered twin.
+    pub kl_divergence: bool,
+    /// Readings of every prompt token.
+    pub prompt_readings: bool,
+}
+
+/// Place in the queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Priority {
+    /// Someone is waiting.
+    #[default]
+    Interactive,
+    /// Bulk work.
+    Batch,
+}
+
+impl Priority {
+    /// Parses the wire's value; absent = interactive.
+    pub(crate) fn from_wire(value: Option<i32>) -> Result<Self, Invalid> {
+        match value.map(v1::Priority::try_from) {
+            None | Some(Ok(v1::Priority::Interactive)) => Ok(Self::Interactive),
+            Some(Ok(v1::Priority::Batch)) => Ok(Self::Batch),
+            Some(Ok(v1::Priority::Unspecified) | Err(_)) => Err(Invalid::field(
+                "priority",
+                format!("is {}; must be INTERACTIVE or BATCH", value.unwrap_or(0)),
+            )),
+        }
+    }
 }
 
 /// A prompt in one of three forms.
@@ -50,6 +92,8 @@ pub struct Variant {
     pub name: String,
     /// Its edits.
     pub interventions: Vec<Intervention>,
+    /// What ends it, apart from sampling's own bounds.
+    pub stop_when: Vec<Condition>,
 }
 
 /// Sampling as requested; absent fields come from the model's defaults.
@@ -95,6 +139,9 @@ impl TryFrom<v1::GenerateRequest> for Generate {
             vectors,
             variants,
             sampling,
+            probes,
+            telemetry,
+            priority,
         } = wire;
         let prompt =
             Prompt::try_from(required(prompt, "prompt")?).map_err(|e| e.within("prompt"))?;
@@ -107,50 +154,91 @@ impl TryFrom<v1::GenerateRequest> for Generate {
             prompt,
             variants: parse_variants(variants, &payloads)?,
             sampling,
+            probes: parse_probes(probes, &payloads)?,
+            telemetry: telemetry.map_or_else(Telemetry::default, Telemetry::from),
+            priority: Priority::from_wire(priority)?,
         })
     }
 }
 
-fn parse_variants(wire: Vec<v1::Variant>, payloads: &Payloads) -> Result<Vec<Variant>, Invalid> {
+impl From<v1::Telemetry> for Telemetry {
+    fn from(wire: v1::Telemetry) -> Self {
+        let v1::Telemetry {
+            edit_norms,
+            kl_divergence,
+            prompt_readings,
+        } = wire;
+        Self {
+            edit_norms,
+            kl_divergence,
+            prompt_readings,
+        }
+    }
+}
+
+/// Parses variants against the request's payload tables; none given = one
+/// unsteered variant.
+pub(crate) fn parse_variants(
+    wire: Vec<v1::Variant>,
+    payloads: &Payloads,
+) -> Result<Vec<Variant>, Invalid> {
     if wire.is_empty() {
         return Ok(vec![Variant {
             name: "baseline".to_owned(),
             interventions: Vec::new(),
+            stop_when: Vec::new(),
         }]);
     }
     let mut variants: Vec<Variant> = Vec::with_capacity(wire.len());
-    for (
-        i,
-        v1::Variant {
-            name,
-            interventions,
-        },
-    ) in wire.into_iter().enumerate()
-    {
+    for (i, wire) in wire.into_iter().enumerate() {
         let path = format!("variants[{i}]");
-        let name = if name.is_empty() {
-            format!("variant-{i}")
-        } else {
-            name
-        };
-        if variants.iter().any(|other| other.name == name) {
-            let text = format!("{name:?} is used twice; names are unique within a request");
+        let variant = parse_variant(wire, i, payloads).map_err(|e| e.within(&path))?;
+        if variants.iter().any(|other| other.name == variant.name) {
+            let text = format!(
+                "{:?} is used twice; names are unique within a request",
+                variant.name
+            );
             return Err(Invalid::field("name", text).within(&path));
         }
-        let interventions = interventions
-            .into_iter()
-            .enumerate()
-            .map(|(k, wire)| {
-                Intervention::parse(wire, payloads)
-                    .map_err(|e| e.within(&format!("interventions[{k}]")).within(&path))
-            })
-            .collect::<Result<_, _>>()?;
-        variants.push(Variant {
-            name,
-            interventions,
-        });
+        variants.push(variant);
     }
     Ok(variants)
+}
+
+fn parse_variant(wire: v1::Variant, index: usize, payloads: &Payloads) -> Result<Variant, Invalid> {
+    let v1::Variant {
+        name,
+        interventions,
+        stop_when,
+    } = wire;
+    let name = if name.is_empty() {
+        format!("variant-{index}")
+    } else {
+        name
+    };
+    let interventions = each(interventions, "interventions", |wire| {
+        Intervention::parse(wire, payloads)
+    })?;
+    let stop_when = each(stop_when, "stop_when", |wire| {
+        Condition::parse(wire, payloads)
+    })?;
+    Ok(Variant {
+        name,
+        interventions,
+        stop_when,
+    })
+}
+
+/// Parses a repeated field, naming the entry that is wrong.
+fn each<W, T>(
+    wire: Vec<W>,
+    field: &str,
+    parse: impl Fn(W) -> Result<T, Invalid>,
+) -> Result<Vec<T>, Invalid> {
+    let parsed = wire.into_iter().enumerate();
+    parsed
+        .map(|(i, wire)| parse(wire).map_err(|e| e.within(&format!("{field}[{i}]"))))
+        .collect()
 }
 
 impl TryFrom<v1::Prompt> for Prompt {

@@ -8,6 +8,7 @@ use crate::{
     HookPoint, Invalid,
     invalid::{finite, required},
     payload::{SaeFeature, Vector},
+    readout::Gate,
     v1,
 };
 
@@ -22,6 +23,8 @@ pub struct Intervention {
     pub edit: Edit,
     /// At which tokens.
     pub positions: Positions,
+    /// Among these, only where it is open; none = everywhere.
+    pub gate: Option<Gate>,
 }
 
 /// What an intervention does to the activation `x`.
@@ -118,7 +121,7 @@ impl Payloads {
         Ok(Self { features, vectors })
     }
 
-    fn feature(&self, row: u32) -> Result<Arc<SaeFeature>, Invalid> {
+    pub(crate) fn feature(&self, row: u32) -> Result<Arc<SaeFeature>, Invalid> {
         lookup(&self.features, row, "feature", "features")
     }
 
@@ -126,7 +129,7 @@ impl Payloads {
         lookup(&self.vectors, row, "vector", "vectors")
     }
 
-    fn direction(&self, row: u32) -> Result<Arc<Vector>, Invalid> {
+    pub(crate) fn direction(&self, row: u32) -> Result<Arc<Vector>, Invalid> {
         let vector = self.vector(row)?;
         if vector.norm() > 0.0 {
             Ok(vector)
@@ -151,16 +154,24 @@ fn lookup<T>(table: &[Arc<T>], row: u32, field: &str, name: &str) -> Result<Arc<
 impl Intervention {
     /// Parses one intervention against the request's payload tables.
     pub fn parse(wire: v1::Intervention, payloads: &Payloads) -> Result<Self, Invalid> {
-        let v1::Intervention { edit, positions } = wire;
+        let v1::Intervention {
+            edit,
+            positions,
+            gate,
+        } = wire;
         let (hook, edit) = parse_edit(required(edit, "edit")?, payloads)?;
         let positions = match positions {
             None => Positions::all(),
             Some(wire) => Positions::try_from(wire).map_err(|e| e.within("positions"))?,
         };
+        let gate = gate
+            .map(|wire| Gate::parse(wire, payloads, hook).map_err(|e| e.within("gate")))
+            .transpose()?;
         Ok(Self {
             hook,
             edit,
             positions,
+            gate,
         })
     }
 

@@ -5,11 +5,14 @@
 //! boundary, and goes no further. Parsing destructures every message without
 //! `..`, so a new field breaks the build until somebody has honoured it.
 
+pub mod capture;
 pub mod generate;
 pub mod hook_point;
 pub mod intervention;
 pub mod invalid;
 pub mod payload;
+pub mod readout;
+pub mod score;
 
 pub use hook_point::{HookPoint, Site};
 pub use invalid::{Invalid, Violation};

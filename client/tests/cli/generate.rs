@@ -18,6 +18,7 @@ fn set(row: u32, operation: Operation) -> Intervention {
             operation: Some(operation),
         })),
         positions: None,
+        ..Default::default()
     }
 }
 
@@ -30,6 +31,7 @@ fn add(row: u32, hook_name: &str, strength: f32, unit: v1::StrengthUnit) -> Inte
             unit: unit.into(),
         })),
         positions: None,
+        ..Default::default()
     }
 }
 
@@ -43,6 +45,7 @@ async fn a_plain_prompt_is_one_user_message_and_one_baseline() {
         variants: vec![v1::Variant {
             name: "baseline".to_owned(),
             interventions: Vec::new(),
+            ..Default::default()
         }],
         sampling: Some(v1::Sampling::default()),
         ..v1::GenerateRequest::default()
@@ -179,6 +182,7 @@ async fn cavs_act_at_each_of_their_hook_points() {
     let bare = |edit| Intervention {
         edit: Some(edit),
         positions: None,
+        ..Default::default()
     };
     let expected = [
         add(0, first, 1000.0, v1::StrengthUnit::Raw),

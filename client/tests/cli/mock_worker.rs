@@ -53,6 +53,7 @@ fn events(request: &v1::GenerateRequest) -> Vec<Event> {
         effective_sampling: Some(sampling),
         model_id: "mock-model".to_owned(),
         warnings: vec!["the SAE is of a sibling model".to_owned()],
+        ..Default::default()
     })];
     let variants = || (0..).zip(&request.variants);
     for (token_id, text) in WORDS {
@@ -63,6 +64,7 @@ fn events(request: &v1::GenerateRequest) -> Vec<Event> {
                 text: text.to_owned(),
                 logprob: -0.5,
                 top_logprobs: Vec::new(),
+                ..Default::default()
             })
         }));
     }
@@ -73,9 +75,11 @@ fn events(request: &v1::GenerateRequest) -> Vec<Event> {
             usage: Some(v1::Usage {
                 prompt_tokens: 3,
                 generated_tokens: 3,
+                ..Default::default()
             }),
             interventions: given.interventions.iter().map(report).collect(),
             text: HELD_BACK.to_owned(),
+            ..Default::default()
         }));
     }
     events
@@ -91,6 +95,7 @@ fn report(_: &v1::Intervention) -> v1::InterventionReport {
         mean_relative_delta: 0.25,
         merged_into: None,
         edit: "set 525".to_owned(),
+        ..Default::default()
     }
 }
 

@@ -51,6 +51,7 @@ fn paths_reach_into_variants() {
         v1::Variant {
             name: "b".to_owned(),
             interventions: vec![v1::Intervention::default()],
+            ..Default::default()
         },
     ];
     assert_eq!(rejected(request), "variants[1].interventions[0].edit");
@@ -62,6 +63,7 @@ fn names_are_unique_and_prompts_present() {
     let named = v1::Variant {
         name: "a".to_owned(),
         interventions: vec![],
+        ..Default::default()
     };
     twice.variants = vec![named.clone(), named];
     assert_eq!(rejected(twice), "variants[1].name");

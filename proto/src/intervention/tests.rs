@@ -17,6 +17,7 @@ fn add(vector: u32, strength: f32, unit: i32) -> v1::Intervention {
             unit,
         })),
         positions: None,
+        ..Default::default()
     }
 }
 
@@ -48,6 +49,7 @@ fn directions_must_not_be_zero_and_bounds_must_be_ordered() {
             },
         )),
         positions: None,
+        ..Default::default()
     };
     assert_eq!(
         rejected(clamp(1, Some(0.0), None)),
