@@ -4,6 +4,7 @@ pub(crate) mod cavs;
 pub(crate) mod features;
 pub(crate) mod generate;
 pub(crate) mod labels;
+pub(crate) mod options;
 pub(crate) mod saes;
 pub(crate) mod status;
 pub(crate) mod tokenize;

@@ -124,3 +124,59 @@ pub enum CavOperation {
         upper: Option<f32>,
     },
 }
+
+/// A scalar that is read at every token, by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readout {
+    /// Activation of an SAE feature.
+    Feature(FeatureSelector),
+    /// `x · v` with a CAV's vector, at the CAV's hook point.
+    Cav(String),
+}
+
+impl fmt::Display for Readout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Feature(feature) => feature.fmt(f),
+            Self::Cav(cav) => write!(f, "cav:{cav}"),
+        }
+    }
+}
+
+/// Fires at a token where a readout is beyond a threshold.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Condition {
+    /// What is compared.
+    pub readout: Readout,
+    /// With what, and on which side.
+    pub comparison: Comparison,
+}
+
+/// When a readout is beyond its threshold.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Comparison {
+    /// Where it is greater.
+    Above(Amount),
+    /// Where it is less.
+    Below(Amount),
+}
+
+/// Opens edits where, or from where, a condition fires.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gate {
+    /// What opens it.
+    pub condition: Condition,
+    /// How long it stays open.
+    pub mode: GateMode,
+}
+
+/// How long a gate stays open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GateMode {
+    /// At the tokens where the condition fires.
+    While,
+    /// From the first such token on.
+    Once,
+    /// For this many tokens, the one that fired included.
+    For(u32),
+}

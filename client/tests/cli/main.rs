@@ -7,6 +7,7 @@ mod generate;
 mod mock;
 mod mock_registry;
 mod mock_worker;
+mod observe;
 mod registry;
 mod status;
 #[cfg(unix)]
