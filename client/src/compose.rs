@@ -13,6 +13,7 @@ const FEATURES_PER_CALL: usize = 256;
 #[derive(Debug, Clone, Default)]
 pub struct GenerationBuilder {
     request: v1::GenerateRequest,
+    stop_when: Vec<v1::Condition>,
 }
 
 impl GenerationBuilder {
@@ -23,6 +24,7 @@ impl GenerationBuilder {
                 prompt: Some(prompt),
                 ..v1::GenerateRequest::default()
             },
+            stop_when: Vec::new(),
         }
     }
 
@@ -78,16 +80,17 @@ impl GenerationBuilder {
         self
     }
 
-    /// Ends every variant there is so far where one of these conditions fires.
-    pub fn stop_when(&mut self, conditions: &[v1::Condition]) -> &mut Self {
-        for variant in &mut self.request.variants {
-            variant.stop_when.extend_from_slice(conditions);
-        }
+    /// Ends every variant where one of these conditions fires.
+    pub fn stop_when(&mut self, conditions: Vec<v1::Condition>) -> &mut Self {
+        self.stop_when = conditions;
         self
     }
 
     /// The request.
-    pub fn build(self) -> v1::GenerateRequest {
+    pub fn build(mut self) -> v1::GenerateRequest {
+        for variant in &mut self.request.variants {
+            variant.stop_when.clone_from(&self.stop_when);
+        }
         self.request
     }
 

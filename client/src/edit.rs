@@ -78,6 +78,19 @@ pub enum FeatureOperation {
     Scale(f32),
 }
 
+impl fmt::Display for FeatureEdit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { feature, operation } = self;
+        match operation {
+            FeatureOperation::Set(amount) => write!(f, "{feature}:set={amount}"),
+            FeatureOperation::Min(amount) => write!(f, "{feature}:min={amount}"),
+            FeatureOperation::Max(amount) => write!(f, "{feature}:max={amount}"),
+            FeatureOperation::Add(amount) => write!(f, "{feature}:add={amount}"),
+            FeatureOperation::Scale(factor) => write!(f, "{feature}:scale={factor}"),
+        }
+    }
+}
+
 /// An amount of feature activation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Amount {
@@ -85,6 +98,15 @@ pub enum Amount {
     Raw(f32),
     /// A fraction of the largest activation the registry knows.
     OfMax(f32),
+}
+
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Raw(value) => value.fmt(f),
+            Self::OfMax(fraction) => write!(f, "{fraction}max"),
+        }
+    }
 }
 
 impl Amount {
@@ -123,6 +145,21 @@ pub enum CavOperation {
         /// Upper bound.
         upper: Option<f32>,
     },
+}
+
+impl fmt::Display for CavEdit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bound = |bound: &Option<f32>| bound.map_or(String::new(), |bound| bound.to_string());
+        let Self { cav, operation } = self;
+        match operation {
+            CavOperation::Add(strength) => write!(f, "{cav}:add={strength}"),
+            CavOperation::AddOfNorm(fraction) => write!(f, "{cav}:add={fraction}norm"),
+            CavOperation::Ablate => write!(f, "{cav}:ablate"),
+            CavOperation::Clamp { lower, upper } => {
+                write!(f, "{cav}:clamp={}..{}", bound(lower), bound(upper))
+            }
+        }
+    }
 }
 
 /// A scalar that is read at every token, by name.

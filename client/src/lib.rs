@@ -25,6 +25,7 @@
 //! # }
 //! ```
 
+pub mod capture;
 pub mod compose;
 pub mod connection;
 pub mod edit;
@@ -38,6 +39,7 @@ mod readout;
 mod registry;
 mod worker;
 
+pub use capture::CaptureStream;
 pub use compose::{GenerationBuilder, Steering};
 pub use connection::{Client, Endpoints, Health};
 pub use edit::{

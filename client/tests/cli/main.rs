@@ -1,6 +1,7 @@
 //! Runs the built `steer` against mock services: what it sends, what it prints,
 //! how it exits.
 
+mod chat;
 mod errors;
 mod fake_service;
 mod generate;
@@ -10,5 +11,6 @@ mod mock_worker;
 mod observe;
 mod registry;
 mod status;
+mod sweep;
 #[cfg(unix)]
 mod up;

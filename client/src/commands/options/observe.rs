@@ -47,7 +47,7 @@ impl From<Priority> for v1::Priority {
 }
 
 impl ObserveOptions {
-    /// Puts probes, stop conditions and the rest into a request that has its variants.
+    /// Puts probes, stop conditions and the rest into a request.
     pub(crate) async fn apply(
         &self,
         client: &Client,
@@ -60,7 +60,7 @@ impl ObserveOptions {
         }
         let conditions = client.resolve_conditions(&self.stop_when, lookup, builder);
         let conditions = conditions.await?;
-        builder.stop_when(&conditions);
+        builder.stop_when(conditions);
         if self.kl || self.edit_norms || self.prompt_readings {
             builder.telemetry(v1::Telemetry {
                 edit_norms: self.edit_norms,
