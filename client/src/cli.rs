@@ -87,6 +87,8 @@ pub(crate) enum Command {
     Generate(Box<commands::generate::GenerateArgs>),
     Chat(Box<commands::chat::ChatArgs>),
     Sweep(Box<commands::sweep::SweepArgs>),
+    Score(Box<commands::score::ScoreArgs>),
+    Project(commands::project::ProjectArgs),
     Tokenize(commands::tokenize::TokenizeArgs),
     Features(commands::features::FeaturesArgs),
     Labels(commands::labels::LabelsArgs),

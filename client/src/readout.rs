@@ -68,6 +68,28 @@ impl Client {
         conditions.iter().zip(payloads).map(condition).collect()
     }
 
+    /// The direction behind a readout, with its hook point: a feature's decoder row
+    /// (what setting it writes), or a CAV's vector.
+    ///
+    /// # Errors
+    /// As [`Self::resolve_readouts`].
+    pub async fn direction(
+        &self,
+        readout: &Readout,
+        lookup: Lookup<'_>,
+    ) -> Result<(String, v1::Vector), Error> {
+        Ok(match self.payload(readout, lookup).await? {
+            Payload::Direction(hook_name, vector) => (hook_name, vector),
+            Payload::Feature(feature) => {
+                let vector = v1::Vector {
+                    name: readout.to_string(),
+                    values: feature.decoder,
+                };
+                (feature.hook_name, vector)
+            }
+        })
+    }
+
     pub(crate) async fn resolve_gate(
         &self,
         gate: &Gate,

@@ -10,6 +10,7 @@ mod mock_registry;
 mod mock_worker;
 mod observe;
 mod registry;
+mod score;
 mod status;
 mod sweep;
 #[cfg(unix)]
