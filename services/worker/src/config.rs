@@ -53,6 +53,21 @@ pub struct Config {
     #[arg(long, env = "STEER_WORKER_PROMPT_CHUNK", default_value_t = 512, value_parser = positive())]
     pub prompt_chunk: u32,
 
+    /// Share by which a prompt may lengthen the steps of those who are writing:
+    /// a long prompt is read in smaller pieces instead.
+    #[arg(long, env = "STEER_WORKER_MAX_STALL", default_value_t = 0.2, value_name = "SHARE",
+        value_parser = share)]
+    pub max_stall: f64,
+
+    /// Memory for keys and values of running sequences, in MiB. A variant's share
+    /// is reserved before it starts; until then it waits.
+    #[arg(long, env = "STEER_WORKER_KV_CACHE_MIB", default_value_t = 4096, value_parser = mebibytes())]
+    pub kv_cache_mib: u32,
+
+    /// Memory for keys and values of prompts that may be read again, in MiB; 0 = none.
+    #[arg(long, env = "STEER_WORKER_PREFIX_CACHE_MIB", default_value_t = 256)]
+    pub prefix_cache_mib: u32,
+
     /// Log filter, e.g. info or steering_worker=debug.
     #[arg(long, env = "STEER_LOG", default_value = "info")]
     pub log: String,
@@ -62,6 +77,17 @@ const EXAMPLES: &str = "Examples:
   steer-worker --model google/gemma-2-2b-it
   steer-worker --model ./gemma-2-2b-it --quantize q4k --listen 127.0.0.1:50051
   steer-worker --model ./gemma-3-270m-Q4_K_M.gguf";
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.01..=100.0).contains(&share) => Ok(share),
+        _ => Err("must be a number from 0.01 to 100".to_owned()),
+    }
+}
+
+fn mebibytes() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=1 << 24)
+}
 
 fn positive() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=65_536)

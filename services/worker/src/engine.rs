@@ -1,37 +1,54 @@
 //! The engine: one OS thread owns the model and steps all live sequences.
 //!
-//! Requests arrive through a bounded queue; each step reads prompt chunks and
-//! decode rows of all running sequences together. Results leave through a
-//! bounded channel per request. A request whose channel is full is parked until
-//! its reader catches up; one whose channel is closed is dropped before the next
-//! step, and its slots are free.
+//! Requests arrive through a bounded queue. Each step reads prompt chunks and
+//! decode rows of all running sequences together; variants of a request share
+//! what they have in common. Results leave through a bounded channel per
+//! request: one whose channel is full is parked until its reader catches up,
+//! one whose channel is closed, or whose deadline has passed, is dropped before
+//! the next step. What a request gets depends on nothing but the request.
 
+mod backlog;
+mod generation;
+mod groups;
+mod handle;
 mod job;
+mod pacer;
+mod prefix;
 mod sampler;
 mod sampling;
 mod scheduler;
+mod scoring;
 mod sequence;
+mod start;
 
 use std::{
-    collections::VecDeque,
     sync::{
         Arc,
-        mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError},
+        mpsc::{Receiver, RecvTimeoutError, TryRecvError},
     },
-    thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use rayon::prelude::*;
+
 use crate::{
-    model::{Batch, KvCache, Model},
+    model::{Batch, KvCache, Logits, Model},
     steering::{Participant, StepHook},
     text::TextCodec,
 };
 
-pub use job::{Event, Finish, FinishReason, Job, TokenEvent, VariantJob};
+use backlog::Backlog;
+use groups::{Group, Placed};
+use handle::Gauges;
+pub use handle::{EngineHandle, EngineLoad, SubmitError, start};
+pub use job::{
+    Event, Failure, Finish, FinishReason, Job, Link, Outcome, Scored, Task, TokenEvent, link,
+};
+use pacer::{Pacer, StepCost};
+use prefix::{Prefix, PrefixCache};
 pub use sampler::Choice;
 pub use sampling::{GenerationDefaults, SamplingPlan, Strategy};
-use sequence::Sequence;
+use sequence::{Lane, Sequence};
 
 /// How long the engine waits before it looks again at parked readers.
 const PARKED_POLL: Duration = Duration::from_millis(2);
@@ -39,55 +56,20 @@ const PARKED_POLL: Duration = Duration::from_millis(2);
 /// Bounds of the engine.
 #[derive(Debug, Clone, Copy)]
 pub struct EngineConfig {
-    /// Sequences decoded at the same time.
+    /// Sequences decoded at the same time, unsteered twins included.
     pub max_sequences: usize,
     /// Requests that may wait.
     pub max_queued: usize,
     /// Prompt tokens read in one step, over all sequences.
     pub prompt_tokens_per_step: usize,
+    /// Share by which prompts may lengthen a step of those who decode.
+    pub max_stall: f64,
     /// Longest prompt + generation, in tokens.
     pub context_length: usize,
-}
-
-/// Hands jobs to the engine's thread.
-#[derive(Debug, Clone)]
-pub struct EngineHandle {
-    jobs: SyncSender<Job>,
-}
-
-/// Why a job was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum SubmitError {
-    /// The queue is full: try again later.
-    #[error("the queue is full")]
-    Full,
-    /// The engine has stopped.
-    #[error("the engine has stopped")]
-    Stopped,
-}
-
-impl EngineHandle {
-    /// Queues a job, or refuses it at the door.
-    pub fn submit(&self, job: Job) -> Result<(), SubmitError> {
-        self.jobs.try_send(job).map_err(|e| match e {
-            TrySendError::Full(_) => SubmitError::Full,
-            TrySendError::Disconnected(_) => SubmitError::Stopped,
-        })
-    }
-}
-
-/// Starts the engine's thread. It ends when every handle is gone and all
-/// accepted work is done.
-pub fn start(
-    model: Arc<Model>,
-    codec: Arc<TextCodec>,
-    config: EngineConfig,
-) -> std::io::Result<(EngineHandle, JoinHandle<()>)> {
-    let (jobs, inbox) = mpsc::sync_channel(config.max_queued);
-    let thread = thread::Builder::new()
-        .name("engine".to_owned())
-        .spawn(move || Engine::new(model, codec, config, inbox).run())?;
-    Ok((EngineHandle { jobs }, thread))
+    /// Bytes of keys and values over all running sequences.
+    pub kv_cache_bytes: usize,
+    /// Bytes of keys and values kept for prompts to come.
+    pub prefix_cache_bytes: usize,
 }
 
 struct Engine {
@@ -95,11 +77,13 @@ struct Engine {
     codec: Arc<TextCodec>,
     config: EngineConfig,
     inbox: Receiver<Job>,
-    /// The job at the head of the queue, waiting for slots.
-    waiting: VecDeque<Job>,
+    gauges: Arc<Gauges>,
+    backlog: Backlog,
     running: Vec<Sequence>,
     cache: KvCache,
     free_slots: Vec<usize>,
+    prefixes: PrefixCache,
+    pacer: Pacer,
     closed: bool,
 }
 
@@ -109,6 +93,7 @@ impl Engine {
         codec: Arc<TextCodec>,
         config: EngineConfig,
         inbox: Receiver<Job>,
+        gauges: Arc<Gauges>,
     ) -> Self {
         let cache = model.new_cache(config.max_sequences);
         Self {
@@ -116,10 +101,13 @@ impl Engine {
             codec,
             config,
             inbox,
-            waiting: VecDeque::new(),
+            gauges,
+            backlog: Backlog::default(),
             running: Vec::new(),
             cache,
             free_slots: (0..config.max_sequences).rev().collect(),
+            prefixes: PrefixCache::new(config.prefix_cache_bytes),
+            pacer: Pacer::new(config.prompt_tokens_per_step, config.max_stall),
             closed: false,
         }
     }
@@ -129,128 +117,206 @@ impl Engine {
             self.receive();
             self.drop_abandoned();
             self.admit();
-            if self.closed && self.running.is_empty() && self.waiting.is_empty() {
+            if self.closed && self.running.is_empty() && self.backlog.is_empty() {
                 return;
             }
-            let views: Vec<_> = self.running.iter().map(Sequence::view).collect();
-            let plan = scheduler::plan(&views, self.config.prompt_tokens_per_step);
-            if !plan.is_empty() {
-                self.step(&plan);
-            }
+            self.step();
+            self.gauges.running(&self.running, &self.prefixes);
         }
     }
 
-    /// Takes the next job off the queue if none waits for slots; sleeps if there
-    /// is nothing else to do.
+    /// Takes what has arrived; sleeps if there is nothing else to do.
     fn receive(&mut self) {
-        if self.closed || !self.waiting.is_empty() {
-            if !self.running.iter().any(Sequence::is_runnable) {
-                thread::sleep(PARKED_POLL);
+        if !self.closed && self.running.is_empty() && self.backlog.is_empty() {
+            match self.inbox.recv() {
+                Ok(job) => self.backlog.push(job),
+                Err(_) => self.closed = true,
             }
-            return;
-        }
-        let idle = self.running.is_empty();
-        let parked = !self.running.iter().any(Sequence::is_runnable);
-        let received = if idle {
-            self.inbox
-                .recv()
-                .map_err(|_| RecvTimeoutError::Disconnected)
-        } else if parked {
-            self.inbox.recv_timeout(PARKED_POLL)
-        } else {
-            self.inbox.recv_timeout(Duration::ZERO)
-        };
-        match received {
-            Ok(job) => self.waiting.push_back(job),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => self.closed = true,
-        }
-    }
-
-    /// Frees the slots of sequences whose reader has gone.
-    fn drop_abandoned(&mut self) {
-        self.waiting.retain(|job| !job.events.is_closed());
-        self.release(Sequence::is_abandoned);
-    }
-
-    fn release(&mut self, done: impl Fn(&Sequence) -> bool) {
-        let (cache, free_slots) = (&mut self.cache, &mut self.free_slots);
-        self.running.retain(|sequence| {
-            let done = done(sequence);
-            if done {
-                cache.clear(sequence.slot());
-                free_slots.push(sequence.slot());
-            }
-            !done
-        });
-    }
-
-    /// Gives slots to waiting jobs, in order, all variants of a job at once.
-    fn admit(&mut self) {
-        while let Some(job) = self.waiting.front() {
-            if job.variants.len() > self.free_slots.len() {
-                return;
-            }
-            let Some(job) = self.waiting.pop_front() else {
-                return;
-            };
-            let slots = self
-                .free_slots
-                .split_off(self.free_slots.len() - job.variants.len());
-            let sequences = Sequence::of_job(job, slots, &self.codec, self.config.context_length);
-            self.running.extend(sequences);
-            // One more may fit, but only the queue knows.
-            if let Ok(job) = self.inbox.try_recv() {
-                self.waiting.push_back(job);
-            }
-        }
-    }
-
-    /// Reads the planned tokens and lets every sequence that is up to date
-    /// choose its next one.
-    fn step(&mut self, plan: &[scheduler::Share]) {
-        let mut chunks = Vec::with_capacity(plan.len());
-        let mut participants = Vec::with_capacity(plan.len());
-        let mut shares = plan.iter().peekable();
-        for (index, sequence) in self.running.iter_mut().enumerate() {
-            let Some(share) = shares.next_if(|share| share.sequence == index) else {
-                continue;
-            };
-            let (chunk, tokens) = sequence.chunk(share.tokens, &self.codec);
-            chunks.push(chunk);
-            let (program, tallies) = sequence.steering();
-            participants.push(Participant {
-                program,
-                tallies,
-                tokens,
-            });
-        }
-        let batch = Batch { chunks };
-        let mut hook = StepHook::new(participants);
-        let logits = self
-            .model
-            .forward(&batch, &mut self.cache, &mut hook)
-            .and_then(|logits| logits.map(|t| t.to_vec2::<f32>()).transpose());
-        match logits {
-            Ok(logits) => self.advance(plan, logits.unwrap_or_default()),
-            Err(e) => {
-                tracing::error!("a step failed: {e}");
-                for share in plan {
-                    self.running[share.sequence].fail(&e.to_string());
+        } else if !self.running.iter().any(|s| s.link.has_room()) {
+            match self.inbox.recv_timeout(PARKED_POLL) {
+                Ok(job) => self.backlog.push(job),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    // Returns at once from now on: keep the pace of the poll.
+                    std::thread::sleep(PARKED_POLL);
+                    self.closed = true;
                 }
             }
         }
-        self.release(Sequence::is_finished);
+        loop {
+            match self.inbox.try_recv() {
+                Ok(job) => self.backlog.push(job),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {
+                    self.closed = true;
+                    return;
+                }
+            }
+        }
     }
 
-    fn advance(&mut self, plan: &[scheduler::Share], logits: Vec<Vec<f32>>) {
-        let mut logits = logits.into_iter();
-        for share in plan {
-            let sequence = &mut self.running[share.sequence];
-            if sequence.advance(share.tokens)
-                && let Some(row) = logits.next()
-            {
-                sequence.choose(&row);
+    /// Ends requests whose reader has gone or whose deadline has passed.
+    fn drop_abandoned(&mut self) {
+        let now = Instant::now();
+        let waiting = self.backlog.iter().map(|pending| &pending.job.link);
+        let links = self.running.iter().map(|s| &s.link).chain(waiting);
+        links.for_each(|link| link.check_deadline(now));
+        let dropped = self.backlog.drop_if(|job| job.link.is_over());
+        self.gauges.left_queue(dropped);
+        self.release();
+    }
+
+    /// Frees the slots of sequences that are over; what they read is kept for
+    /// prompts that begin in the same way.
+    fn release(&mut self) {
+        let mut kept = Vec::with_capacity(self.running.len());
+        for sequence in std::mem::take(&mut self.running) {
+            if sequence.is_over() {
+                self.give_back(sequence);
+            } else {
+                kept.push(sequence);
+            }
+        }
+        self.running = kept;
+    }
+
+    fn give_back(&mut self, mut sequence: Sequence) {
+        let reusable = !sequence.link.has_failed() && sequence.can_be_continued();
+        let read = sequence.read;
+        for index in 0..sequence.lanes.len() {
+            let slot = sequence.lanes[index].slot;
+            if reusable {
+                sequence.extend_chain(index, read, &self.codec);
+                let lane = &mut sequence.lanes[index];
+                lane.chain.truncate(read); // it may have been dropped in its prompt
+                self.prefixes.insert(Prefix {
+                    chain: std::mem::take(&mut lane.chain),
+                    cache: self.cache.take(slot),
+                    memory: lane.state.memory(&lane.program),
+                });
+            }
+            self.cache.clear(slot);
+            self.free_slots.push(slot);
+        }
+    }
+
+    /// One step: plans, reads, and lets every sequence that is up to date go on.
+    fn step(&mut self) {
+        let began = Instant::now();
+        let n_layers = self.model.config().layers.len();
+        let groups = groups::form(&self.running);
+        let decode_rows = groups.iter().map(Group::decode_rows).sum();
+        let budget = self.pacer.prompt_budget(decode_rows);
+        let units: Vec<_> = groups
+            .iter()
+            .map(|group| group.unit(&self.running, budget, n_layers, &self.codec))
+            .collect();
+        let counts = scheduler::plan(&units, budget);
+        let mut placed = Vec::new();
+        for (group, &n) in groups.iter().zip(&counts).filter(|(_, n)| **n > 0) {
+            group.place(n, &mut self.running, n_layers, &self.codec, &mut placed);
+        }
+        if placed.is_empty() {
+            return;
+        }
+        match self.forward(&placed) {
+            Ok(logits) => self.advance(&placed, &logits),
+            Err(e) => {
+                tracing::error!("a step failed: {e}");
+                for placed in &placed {
+                    let link = &self.running[placed.member.sequence].link;
+                    link.fail(Failure::Internal(e.to_string()));
+                }
+            }
+        }
+        self.release();
+        let prompt_rows = units
+            .iter()
+            .zip(&counts)
+            .filter(|(unit, _)| !unit.decodes)
+            .map(|(unit, &n)| unit.weight * n as f32);
+        self.pacer.observe(StepCost {
+            decode_rows,
+            prompt_rows: prompt_rows.sum::<f32>().ceil() as usize,
+            took: began.elapsed(),
+        });
+    }
+
+    /// Runs the model over a batch. Returns the rows of logits, end to end.
+    fn forward(&mut self, placed: &[Placed]) -> candle_core::Result<Vec<f32>> {
+        let mut lanes: Vec<Vec<Option<&mut Lane>>> = self
+            .running
+            .iter_mut()
+            .map(|sequence| sequence.lanes.iter_mut().map(Some).collect())
+            .collect();
+        let participants = placed.iter().filter_map(|placed| {
+            let lane = lanes[placed.member.sequence][placed.member.lane].take()?;
+            let Lane { program, state, .. } = lane;
+            Some(Participant::new(program, state, placed.tokens.clone()))
+        });
+        let mut hook = StepHook::new(participants.collect());
+        let batch = Batch {
+            chunks: placed.iter().map(|placed| placed.chunk.clone()).collect(),
+        };
+        let logits = self.model.forward(&batch, &mut self.cache, &mut hook)?;
+        logits.map_or(Ok(Vec::new()), |logits| logits.flatten_all()?.to_vec1())
+    }
+
+    /// Hands every sequence of the step its rows of logits.
+    fn advance(&mut self, placed: &[Placed], logits: &[f32]) {
+        let mut rows = logits.chunks_exact(self.model.config().vocab_size);
+        let mut shares: Vec<(usize, [Vec<&[f32]>; 2])> =
+            vec![Default::default(); self.running.len()];
+        for Placed { member, chunk, .. } in placed {
+            let n = chunk.tokens.len();
+            let wanted = match chunk.logits {
+                Logits::None => 0,
+                Logits::Last => 1,
+                Logits::From(first) => n - first,
+            };
+            let (read, by_lane) = &mut shares[member.sequence];
+            *read = n;
+            by_lane[member.lane] = rows.by_ref().take(wanted).collect();
+        }
+        // Choosing a token takes a pass over the vocabulary for each sequence.
+        self.running
+            .par_iter_mut()
+            .zip(&shares)
+            .filter(|(_, (n, _))| *n > 0)
+            .for_each(|(sequence, (n, by_lane))| sequence.advance(*n, &by_lane.concat()));
+        for (index, (n, _)) in shares.iter().enumerate() {
+            let Sequence {
+                prompt_len, read, ..
+            } = self.running[index];
+            if *n > 0 && (read - n..read).contains(&(prompt_len - 1)) {
+                self.keep_prompt(index);
+            }
+        }
+    }
+
+    /// Keeps a prompt that was not edited, for others that begin in the same
+    /// way while this sequence is still running.
+    fn keep_prompt(&mut self, index: usize) {
+        let sequence = &self.running[index];
+        if !sequence.can_be_continued() {
+            return;
+        }
+        let len = sequence.prompt_len;
+        for lane in sequence
+            .lanes
+            .iter()
+            .filter(|lane| lane.first_edit.is_none())
+        {
+            if self.prefixes.has(&lane.chain, len - 1) {
+                continue;
+            }
+            match self.cache.snapshot(lane.slot, len) {
+                Ok(cache) => self.prefixes.insert(Prefix {
+                    chain: lane.chain.clone(),
+                    cache,
+                    memory: lane.state.memory(&lane.program),
+                }),
+                Err(e) => tracing::warn!("a prompt is not kept: {e}"),
             }
         }
     }

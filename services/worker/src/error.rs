@@ -58,8 +58,20 @@ pub(crate) enum RequestError {
     },
     #[error(transparent)]
     Submit(#[from] SubmitError),
+    #[error("the deadline passed before the request was done; its work has been dropped")]
+    Deadline,
     #[error("internal error: {0}")]
     Internal(String),
+}
+
+impl RequestError {
+    /// The same, one level further down: `prefix.field`.
+    pub(crate) fn within(self, prefix: &str) -> Self {
+        match self {
+            Self::Invalid(invalid) => invalid.within(prefix).into(),
+            other => other,
+        }
+    }
 }
 
 /// Domain of `ErrorInfo` details.
@@ -77,7 +89,8 @@ impl From<RequestError> for Status {
                 details.set_error_info(reason, DOMAIN, []);
                 Self::with_error_details(Code::FailedPrecondition, message, details)
             }
-            RequestError::Submit(SubmitError::Full) => {
+            RequestError::Deadline => Self::deadline_exceeded(message),
+            RequestError::Submit(SubmitError::Full { .. }) => {
                 details.set_error_info("QUEUE_FULL", DOMAIN, []);
                 details.set_retry_info(Some(RETRY_AFTER));
                 Self::with_error_details(Code::ResourceExhausted, message, details)

@@ -1,22 +1,27 @@
 //! `steering.v1.ModelWorkerService` over tonic: wire types stop here.
 
-use std::{pin::Pin, sync::Arc};
+mod capture;
+mod generate;
+mod project;
+mod score;
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use steering_proto::{
     Invalid,
-    generate::{Generate, Prompt, Variant},
+    generate::{Generate, Prompt},
     invalid::required,
+    score::Score,
     v1::{self, model_worker_service_server::ModelWorkerService},
 };
-use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
-use tonic::{Request, Response, Status};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use crate::{
-    engine::{Event, Finish, FinishReason, TokenEvent},
-    error::RequestError,
-    text::TextCodec,
-    worker::{Accepted, Worker},
-};
+use crate::{engine::Failure, error::RequestError, text::TextCodec, worker::Worker};
 
 /// The service over a loaded worker.
 #[derive(Debug, Clone)]
@@ -35,14 +40,21 @@ impl WorkerService {
         &self,
         work: impl FnOnce(&Worker) -> Result<T, RequestError> + Send + 'static,
     ) -> Result<T, Status> {
-        let worker = self.worker.clone();
-        let result = tokio::task::spawn_blocking(move || work(&worker)).await;
-        let result = result.map_err(|e| Status::internal(format!("internal error: {e}")))?;
-        Ok(result?)
+        blocking(&self.worker, work).await
     }
 }
 
-type GenerateStream = Pin<Box<dyn Stream<Item = Result<v1::GenerateResponse, Status>> + Send>>;
+async fn blocking<T: Send + 'static>(
+    worker: &Arc<Worker>,
+    work: impl FnOnce(&Worker) -> Result<T, RequestError> + Send + 'static,
+) -> Result<T, Status> {
+    let worker = worker.clone();
+    let result = tokio::task::spawn_blocking(move || work(&worker)).await;
+    let result = result.map_err(|e| Status::internal(format!("internal error: {e}")))?;
+    Ok(result?)
+}
+
+type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl ModelWorkerService for WorkerService {
@@ -54,20 +66,21 @@ impl ModelWorkerService for WorkerService {
         Ok(Response::new(self.worker.describe()))
     }
 
-    type GenerateStream = GenerateStream;
+    type GenerateStream = Responses<v1::GenerateResponse>;
 
     async fn generate(
         &self,
         request: Request<v1::GenerateRequest>,
-    ) -> Result<Response<GenerateStream>, Status> {
+    ) -> Result<Response<Self::GenerateStream>, Status> {
+        let deadline = deadline(request.metadata());
         let wire = request.into_inner();
         let accepted = self
             .blocking(move |worker| {
-                check_payload_count(&wire, worker.limits.max_payloads)?;
-                worker.accept(Generate::try_from(wire)?)
+                check_payload_count(&wire.features, &wire.vectors, worker)?;
+                worker.accept(Generate::try_from(wire)?, deadline)
             })
             .await?;
-        Ok(Response::new(respond(accepted, &self.worker)))
+        Ok(Response::new(generate::respond(accepted, &self.worker)))
     }
 
     async fn tokenize(
@@ -89,6 +102,43 @@ impl ModelWorkerService for WorkerService {
             .await?;
         Ok(Response::new(response))
     }
+
+    type CaptureActivationsStream = Responses<v1::CaptureActivationsResponse>;
+
+    async fn capture_activations(
+        &self,
+        request: Request<Streaming<v1::CaptureActivationsRequest>>,
+    ) -> Result<Response<Self::CaptureActivationsStream>, Status> {
+        let deadline = deadline(request.metadata());
+        let responses = capture::respond(request.into_inner(), &self.worker, deadline).await?;
+        Ok(Response::new(responses))
+    }
+
+    async fn score_text(
+        &self,
+        request: Request<v1::ScoreTextRequest>,
+    ) -> Result<Response<v1::ScoreTextResponse>, Status> {
+        let deadline = deadline(request.metadata());
+        let wire = request.into_inner();
+        let scoring = self
+            .blocking(move |worker| {
+                check_payload_count(&wire.features, &wire.vectors, worker)?;
+                worker.accept_score(Score::try_from(wire)?, deadline)
+            })
+            .await?;
+        Ok(Response::new(score::respond(scoring).await?))
+    }
+
+    async fn project_direction(
+        &self,
+        request: Request<v1::ProjectDirectionRequest>,
+    ) -> Result<Response<v1::ProjectDirectionResponse>, Status> {
+        let wire = request.into_inner();
+        let response = self
+            .blocking(move |worker| project::project(worker, wire))
+            .await?;
+        Ok(Response::new(response))
+    }
 }
 
 fn piece(codec: &TextCodec, id: u32) -> v1::TokenPiece {
@@ -99,8 +149,12 @@ fn piece(codec: &TextCodec, id: u32) -> v1::TokenPiece {
     }
 }
 
-fn check_payload_count(wire: &v1::GenerateRequest, most: u32) -> Result<(), Invalid> {
-    let n = wire.features.len() + wire.vectors.len();
+fn check_payload_count(
+    features: &[v1::SaeFeature],
+    vectors: &[v1::Vector],
+    worker: &Worker,
+) -> Result<(), Invalid> {
+    let (n, most) = (features.len() + vectors.len(), worker.limits.max_payloads);
     if n <= most as usize {
         return Ok(());
     }
@@ -108,107 +162,48 @@ fn check_payload_count(wire: &v1::GenerateRequest, most: u32) -> Result<(), Inva
     Err(Invalid::field("features", text))
 }
 
-/// The stream of a request that the engine has taken: `Started`, then events.
-fn respond(accepted: Accepted, worker: &Worker) -> GenerateStream {
-    let Accepted {
-        prompt,
-        variants,
-        merged_into,
-        sampling,
-        warnings,
-        events,
-    } = accepted;
-    let started = v1::GenerationStarted {
-        prompt_token_ids: prompt.to_vec(),
-        seed: sampling.seed,
-        variant_names: variants.iter().map(|v| v.name.clone()).collect(),
-        effective_sampling: Some(sampling.to_wire()),
-        model_id: worker.model_id.clone(),
-        warnings,
-    };
-    let started = v1::generate_response::Event::Started(started);
-    let codec = worker.codec.clone();
-    let prompt_len = prompt.len();
-    let events = ReceiverStream::new(events).map(move |event| match event {
-        Event::Token(token) => Ok(v1::generate_response::Event::Token(to_wire(token, &codec))),
-        Event::Finished(finish) => {
-            let merged = &merged_into[finish.variant];
-            let finished = report(finish, &variants, merged, prompt_len);
-            Ok(v1::generate_response::Event::Finished(finished))
-        }
-        Event::Failed(problem) => Err(RequestError::Internal(problem).into()),
-    });
-    let all = tokio_stream::once(Ok(started)).chain(events);
-    Box::pin(all.map(|event| event.map(|event| v1::GenerateResponse { event: Some(event) })))
+/// When a request must be done, from gRPC's own header. A client that waits
+/// cancels as well; this ends the work also where the cancellation is lost.
+fn deadline(metadata: &MetadataMap) -> Option<Instant> {
+    let timeout = metadata.get("grpc-timeout")?.to_str().ok()?;
+    Instant::now().checked_add(parse_timeout(timeout)?)
 }
 
-fn to_wire(token: TokenEvent, codec: &TextCodec) -> v1::GeneratedToken {
-    let TokenEvent {
-        variant,
-        choice,
-        text,
-    } = token;
-    let top_logprobs = choice
-        .top
-        .into_iter()
-        .map(|(token_id, logprob)| v1::TokenLogprob {
-            token_id,
-            text: codec.decode(&[token_id], false).unwrap_or_default(),
-            logprob,
-        })
-        .collect();
-    v1::GeneratedToken {
-        variant: variant as u32,
-        token_id: choice.token_id,
-        text,
-        logprob: choice.logprob,
-        top_logprobs,
+/// At most eight digits and a unit.
+fn parse_timeout(header: &str) -> Option<Duration> {
+    let (digits, unit) = header.split_at_checked(header.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let n: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(n * 3600)),
+        "M" => Some(Duration::from_secs(n * 60)),
+        "S" => Some(Duration::from_secs(n)),
+        "m" => Some(Duration::from_millis(n)),
+        "u" => Some(Duration::from_micros(n)),
+        "n" => Some(Duration::from_nanos(n)),
+        _ => None,
     }
 }
 
-fn report(
-    finish: Finish,
-    variants: &[Variant],
-    merged_into: &[Option<usize>],
-    prompt_len: usize,
-) -> v1::VariantFinished {
-    let Finish {
-        variant,
-        reason,
-        text,
-        generated,
-        tallies,
-    } = finish;
-    let interventions = variants[variant]
-        .interventions
-        .iter()
-        .zip(&tallies)
-        .zip(merged_into)
-        .map(|((intervention, tally), merged)| v1::InterventionReport {
-            hook_name: intervention.hook.to_string(),
-            payload_name: intervention.payload_name(),
-            payload_digest: intervention.payload_digest(),
-            positions_touched: tally.positions_touched,
-            positions_changed: tally.positions_changed,
-            mean_relative_delta: tally.mean_relative_delta(),
-            merged_into: merged.map(|index| index as u32),
-            edit: intervention.describe(),
-        })
-        .collect();
-    let reason = match reason {
-        FinishReason::Eos => v1::FinishReason::Eos,
-        FinishReason::Stop => v1::FinishReason::Stop,
-        FinishReason::MaxNewTokens => v1::FinishReason::MaxNewTokens,
-        FinishReason::ContextLength => v1::FinishReason::ContextLength,
-    };
-    v1::VariantFinished {
-        variant: variant as u32,
-        finish_reason: reason.into(),
-        usage: Some(v1::Usage {
-            prompt_tokens: prompt_len as u32,
-            generated_tokens: generated as u32,
-        }),
-        interventions,
-        text,
+fn failed(failure: &Failure) -> Status {
+    match failure {
+        Failure::Deadline => RequestError::Deadline.into(),
+        Failure::Internal(problem) => RequestError::Internal(problem.clone()).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_have_eight_digits_and_a_unit() {
+        assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(parse_timeout("3S"), Some(Duration::from_secs(3)));
+        for wrong in ["", "S", "-1S", "123456789S", "1s", "1 S", "5é"] {
+            assert_eq!(parse_timeout(wrong), None, "{wrong}");
+        }
     }
 }

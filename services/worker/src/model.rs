@@ -19,7 +19,7 @@ use steering_proto::HookPoint;
 
 pub use config::{ConfigError, ModelConfig};
 pub use decoder::Model;
-pub use kv_cache::KvCache;
+pub use kv_cache::{KvCache, KvSnapshot};
 pub(crate) use load::read_gguf_header;
 pub use load::{LoadError, LoadOptions, Precision};
 pub use weights::Quantization;
@@ -44,6 +44,16 @@ pub struct Chunk {
     pub tokens: Vec<u32>,
     /// Which tokens' logits are needed.
     pub logits: Logits,
+    /// shared
+    pub shared: Option<Shared>,
+}
+/// stub
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shared {
+    /// stub
+    pub leader: usize,
+    /// stub
+    pub layers: usize,
 }
 
 /// Which logits of a chunk are needed.
@@ -53,8 +63,8 @@ pub enum Logits {
     None,
     /// The last token's.
     Last,
-    /// Every token's.
-    All,
+    /// stub
+    From(usize),
 }
 
 impl Batch {
@@ -72,7 +82,7 @@ impl Batch {
             match chunk.logits {
                 Logits::None => {}
                 Logits::Last => rows.push(first + n - 1),
-                Logits::All => rows.extend(first..first + n),
+                Logits::From(i) => rows.extend(first + i as u32..first + n),
             }
             first += n;
         }
@@ -87,7 +97,12 @@ pub trait Hook {
 
     /// Sees the activations `x`, shape `[n_tokens, width]`, and returns what is
     /// to take their place, if anything.
-    fn apply(&mut self, point: HookPoint, x: &Tensor) -> candle_core::Result<Option<Tensor>>;
+    fn apply(
+        &mut self,
+        point: HookPoint,
+        x: &Tensor,
+        chunks: &[usize],
+    ) -> candle_core::Result<Option<Tensor>>;
 }
 
 /// A hook that leaves the model as it is.
@@ -99,7 +114,12 @@ impl Hook for NoHook {
         false
     }
 
-    fn apply(&mut self, _: HookPoint, _: &Tensor) -> candle_core::Result<Option<Tensor>> {
+    fn apply(
+        &mut self,
+        _: HookPoint,
+        _: &Tensor,
+        _: &[usize],
+    ) -> candle_core::Result<Option<Tensor>> {
         Ok(None)
     }
 }

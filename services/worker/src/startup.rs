@@ -45,9 +45,13 @@ pub(crate) fn load(
         max_sequences: config.max_sequences as usize,
         max_queued: config.max_queued as usize,
         prompt_tokens_per_step: config.prompt_chunk as usize,
+        max_stall: config.max_stall,
         context_length,
+        kv_cache_bytes: (config.kv_cache_mib as usize) << 20,
+        prefix_cache_bytes: (config.prefix_cache_mib as usize) << 20,
     };
     let eos_token_ids = eos_token_ids(&defaults, &model, &codec);
+    let limits = limits(config, context_length, &model);
     let (model, codec) = (Arc::new(model), Arc::new(codec));
     let (engine, thread) = engine::start(model.clone(), codec.clone(), engine_config)?;
     tracing::info!(
@@ -67,7 +71,7 @@ pub(crate) fn load(
         eos_token_ids,
         context_length,
         device_name,
-        limits: limits(config, context_length),
+        limits,
         engine,
     };
     Ok((worker, thread))
@@ -136,7 +140,7 @@ fn context_length(config: &Config, model: &Model) -> Result<usize, WorkerError> 
     }
 }
 
-fn limits(config: &Config, context_length: usize) -> v1::Limits {
+fn limits(config: &Config, context_length: usize, model: &Model) -> v1::Limits {
     v1::Limits {
         max_variants: config.max_sequences,
         max_interventions: 64,
@@ -145,6 +149,10 @@ fn limits(config: &Config, context_length: usize) -> v1::Limits {
         max_request_bytes: MAX_REQUEST_BYTES as u64,
         max_sequences: config.max_sequences,
         max_queued_requests: config.max_queued,
+        max_probes: 64,
+        max_stop_conditions: 16,
+        kv_cache_bytes: u64::from(config.kv_cache_mib) << 20,
+        kv_bytes_per_token: model.kv_bytes(1) as u64,
     }
 }
 

@@ -34,13 +34,28 @@
 //! The maths runs in f32 and is cast once to the model's dtype, because residual
 //! norms of 25,000 are real.
 //!
-//! A [`Program`] is a variant's interventions compiled to such rows;
-//! [`StepHook`] applies the programs of all sequences of one step, each to its
-//! own tokens only.
+//! # Reading, and acting on what was read
+//!
+//! A *readout* is a scalar of the same kind: a feature's activation, or
+//! `x · v + bias`. Readouts are taken before the edits of their hook point.
+//! They feed *probes* (reported, before and after the edits), *gates* (an edit
+//! applies where, or from where, a condition fires) and *stop conditions*. A
+//! gate is read no later in the stack than its edit, so it acts on the very
+//! token that fired, however the prompt is cut into steps.
+//!
+//! A [`Program`] is a variant's interventions, readouts and conditions compiled
+//! to such rows; a [`SteeringState`] is what has happened to one sequence under
+//! it; [`StepHook`] applies the programs of all sequences of one step, each to
+//! its own tokens only.
 
 mod apply;
+mod feature;
+mod gate;
+mod math;
 mod program;
+mod state;
 mod step;
 
-pub use program::{Program, Tally};
+pub use program::{Program, ProgramSpec};
+pub use state::{Collected, Reading, SteeringMemory, SteeringState, Tally};
 pub use step::{Participant, StepHook};

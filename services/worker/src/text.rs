@@ -148,9 +148,9 @@ impl TextCodec {
         self.encode_with(text, true)
     }
 
-    /// The tokens of a rendered conversation. Nothing is added: the template
-    /// has written BOS where the model wants one.
-    pub fn encode_chat(&self, rendered: &str) -> Result<Vec<u32>, TextError> {
+    /// The tokens of a text as it stands: a continuation, or a rendered
+    /// conversation, whose template has written BOS where the model wants one.
+    pub fn encode_bare(&self, rendered: &str) -> Result<Vec<u32>, TextError> {
         self.encode_with(rendered, false)
     }
 

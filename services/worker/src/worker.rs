@@ -1,22 +1,29 @@
 //! A loaded worker: what is served, and how a request becomes a job.
 
-use std::sync::Arc;
+mod capture;
+mod checks;
+mod prompt;
+mod score;
+
+use std::{sync::Arc, time::Instant};
 
 use steering_proto::{
     HookPoint, Invalid, Site,
-    generate::{Generate, Prompt, Variant},
-    intervention::{Edit, Intervention},
+    generate::{Generate, Telemetry, Variant},
+    readout::Probe,
     v1,
 };
-use tokio::sync::mpsc;
 
 use crate::{
-    engine::{EngineHandle, Event, GenerationDefaults, Job, SamplingPlan, VariantJob},
+    engine::{EngineHandle, GenerationDefaults, Job, Outcome, SamplingPlan, Task, link},
     error::RequestError,
     model::Model,
-    steering::Program,
+    steering::{Program, ProgramSpec},
     text::TextCodec,
 };
+
+pub(crate) use capture::Capturing;
+pub(crate) use score::Scoring;
 
 /// Everything a request is checked against.
 #[derive(Debug)]
@@ -36,34 +43,40 @@ pub(crate) struct Worker {
 pub(crate) struct Accepted {
     pub(crate) prompt: Arc<[u32]>,
     pub(crate) variants: Vec<Variant>,
-    /// For each variant and intervention, the earlier one it was merged into.
-    pub(crate) merged_into: Vec<Vec<Option<usize>>>,
+    pub(crate) programs: Vec<Arc<Program>>,
+    pub(crate) probes: Vec<Probe>,
     pub(crate) sampling: Arc<SamplingPlan>,
     pub(crate) warnings: Vec<String>,
-    pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) outcome: Outcome,
 }
 
-/// No tokenizer packs ordinary text more tightly than this.
-const MAX_BYTES_PER_TOKEN: usize = 64;
-/// Events buffered per variant before a slow reader parks its request.
-const EVENTS_PER_VARIANT: usize = 16;
+impl Accepted {
+    /// Hook points that any variant edits, in the order in which the model
+    /// reaches them.
+    pub(crate) fn edited(&self) -> Vec<HookPoint> {
+        let mut points: Vec<_> = self.programs.iter().flat_map(|p| p.edited()).collect();
+        points.sort_unstable();
+        points.dedup();
+        points
+    }
+}
 
 impl Worker {
     /// Checks a request and hands it to the engine.
-    pub(crate) fn accept(&self, request: Generate) -> Result<Accepted, RequestError> {
+    pub(crate) fn accept(
+        &self,
+        request: Generate,
+        deadline: Option<Instant>,
+    ) -> Result<Accepted, RequestError> {
         let Generate {
             prompt,
             variants,
             sampling,
+            probes,
+            telemetry,
+            priority,
         } = request;
-        self.check_counts(&variants)?;
-        let mut warnings = Vec::new();
-        for (v, variant) in variants.iter().enumerate() {
-            for (i, intervention) in variant.interventions.iter().enumerate() {
-                self.check_intervention(intervention, &mut warnings)
-                    .map_err(|e| within(e, &format!("variants[{v}].interventions[{i}]")))?;
-            }
-        }
+        let warnings = self.check_payloads(&variants, &probes)?;
         if let Some(n) = sampling.max_new_tokens
             && n > self.limits.max_new_tokens
         {
@@ -75,148 +88,55 @@ impl Worker {
             .defaults
             .resolve(sampling, &self.eos_token_ids, rand::random());
         let sampling = Arc::new(sampling);
-        let (programs, merged_into) = compile(&variants)?;
-        let (sender, events) = mpsc::channel(EVENTS_PER_VARIANT * variants.len());
+        let programs = compile(&variants, &probes, telemetry)?;
+        let task = Task::Generate {
+            sampling: sampling.clone(),
+            kl_divergence: telemetry.kl_divergence,
+        };
+        self.check_memory(prompt.len(), &task, &programs)?;
+        let (link, outcome) = link(programs.len(), deadline);
         self.engine.submit(Job {
             prompt: prompt.clone(),
-            variants: programs,
-            sampling: sampling.clone(),
-            events: sender,
+            task,
+            variants: programs.clone(),
+            priority,
+            link,
         })?;
         Ok(Accepted {
             prompt,
             variants,
-            merged_into,
+            programs,
+            probes,
             sampling,
             warnings,
-            events,
+            outcome,
         })
     }
 
-    fn check_counts(&self, variants: &[Variant]) -> Result<(), Invalid> {
-        let most = self.limits.max_variants.min(self.limits.max_sequences) as usize;
-        if variants.len() > most {
-            let text = format!("has {} entries; at most {most}", variants.len());
-            return Err(Invalid::field("variants", text));
-        }
-        let most = self.limits.max_interventions as usize;
-        let over = variants.iter().position(|v| v.interventions.len() > most);
-        over.map_or(Ok(()), |v| {
-            let n = variants[v].interventions.len();
-            let field = format!("variants[{v}].interventions");
-            Err(Invalid::field(
-                field,
-                format!("has {n} entries; at most {most}"),
-            ))
-        })
-    }
-
-    /// Checks an intervention against the model's layers and widths.
-    fn check_intervention(
+    /// Refuses what could never start: one variant must fit by itself.
+    fn check_memory(
         &self,
-        intervention: &Intervention,
-        warnings: &mut Vec<String>,
-    ) -> Result<(), RequestError> {
-        let config = self.model.config();
-        let HookPoint { layer, site } = intervention.hook;
-        // Fields to blame: a feature brings its hook point with it.
-        let (edit, payload_field, hook_field) = match &intervention.edit {
-            Edit::Feature { .. } => ("feature", "feature", "feature"),
-            Edit::Add { .. } => ("vector_add", "vector", "hook_name"),
-            Edit::Ablate { .. } => ("direction_ablate", "vector", "hook_name"),
-            Edit::ClampProjection { .. } => ("projection_clamp", "vector", "hook_name"),
-        };
-        if layer >= config.layers.len() {
-            let text = format!(
-                "{} does not exist; {} has layers 0 to {}",
-                intervention.hook,
-                self.model_id,
-                config.layers.len() - 1
-            );
-            return Err(Invalid::field(format!("{edit}.{hook_field}"), text).into());
+        prompt_len: usize,
+        task: &Task,
+        programs: &[Arc<Program>],
+    ) -> Result<(), Invalid> {
+        let has_twin = programs.iter().any(|program| task.needs_twin(program));
+        let lanes = 1 + usize::from(has_twin);
+        if lanes > self.limits.max_sequences as usize {
+            let text = "needs two sequences per variant; this worker decodes one at a time";
+            return Err(Invalid::field("telemetry.kl_divergence", text));
         }
-        let width = self.model.width(site);
-        let trained_on = match &intervention.edit {
-            Edit::Feature { feature, .. } => Some(&feature.model_id),
-            _ => None,
-        };
-        let other_model = trained_on.filter(|id| !related(id, &self.model_id));
-        if intervention.width() != width {
-            let text = format!(
-                "{} has {} components; {} of {} is {width} wide",
-                intervention.payload_name(),
-                intervention.width(),
-                intervention.hook,
-                self.model_id
-            );
-            return Err(match other_model {
-                None => Invalid::field(format!("{edit}.{payload_field}"), text).into(),
-                Some(other) => RequestError::Precondition {
-                    reason: "WRONG_MODEL",
-                    message: format!("{text}: the SAE was trained on {other}"),
-                },
-            });
-        }
-        if let Some(other) = other_model {
-            let text = format!(
-                "{} comes from an SAE of {other}; this model is {}",
-                intervention.payload_name(),
-                self.model_id
-            );
-            if !warnings.contains(&text) {
-                warnings.push(text);
-            }
-        }
-        Ok(())
-    }
-
-    /// Token ids of a prompt, and the rendered template of a chat.
-    pub(crate) fn prompt_ids(&self, prompt: &Prompt) -> Result<PromptIds, RequestError> {
-        self.check_prompt_bytes(prompt)?;
-        let (ids, rendered) = match prompt {
-            Prompt::Text(text) => (self.codec.encode(text)?, String::new()),
-            Prompt::Chat {
-                messages,
-                add_generation_prompt,
-            } => {
-                let rendered = self.codec.render_chat(messages, *add_generation_prompt)?;
-                (self.codec.encode_chat(&rendered)?, rendered)
-            }
-            Prompt::TokenIds(ids) => (ids.clone(), String::new()),
-        };
-        let vocab_size = self.model.config().vocab_size;
-        if let Some(i) = ids.iter().position(|&id| id as usize >= vocab_size) {
-            let text = format!("is {}; token ids are below {vocab_size}", ids[i]);
-            return Err(Invalid::field(format!("prompt.token_ids.ids[{i}]"), text).into());
-        }
-        if ids.is_empty() {
-            return Err(Invalid::field("prompt", "has no tokens").into());
-        }
-        if ids.len() >= self.context_length {
-            let text = format!(
-                "has {} tokens; at most {} leave room for one generated token",
-                ids.len(),
-                self.context_length - 1
-            );
-            return Err(Invalid::field("prompt", text).into());
-        }
-        Ok(PromptIds { ids, rendered })
-    }
-
-    /// Refuses text that cannot fit the context before time is spent on it.
-    fn check_prompt_bytes(&self, prompt: &Prompt) -> Result<(), Invalid> {
-        let bytes = match prompt {
-            Prompt::Text(text) => text.len(),
-            Prompt::Chat { messages, .. } => messages.iter().map(|m| m.content.len()).sum(),
-            Prompt::TokenIds(_) => 0,
-        };
-        let most = MAX_BYTES_PER_TOKEN * self.context_length;
-        if bytes <= most {
+        let tokens = (prompt_len + task.max_new_tokens()).min(self.context_length);
+        let (needed, has) = (
+            (lanes * self.model.kv_bytes(tokens)) as u64,
+            self.limits.kv_cache_bytes,
+        );
+        if needed <= has {
             return Ok(());
         }
         let text = format!(
-            "has {bytes} bytes; at most {most}, the context of {} tokens being full before",
-            self.context_length
+            "with {tokens} tokens, a variant needs {needed} bytes of keys and values; this worker \
+             has {has}: shorten the prompt, or lower max_new_tokens"
         );
         Err(Invalid::field("prompt", text))
     }
@@ -224,6 +144,7 @@ impl Worker {
     /// The model card.
     pub(crate) fn describe(&self) -> v1::GetModelResponse {
         let config = self.model.config();
+        let load = self.engine.load();
         v1::GetModelResponse {
             model_id: self.model_id.clone(),
             model_digest: self.model.digest().to_owned(),
@@ -245,64 +166,32 @@ impl Worker {
             has_chat_template: self.codec.has_chat_template(),
             limits: Some(self.limits),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            load: Some(v1::Load {
+                running_sequences: load.running_sequences as u32,
+                waiting_requests: load.waiting_requests as u32,
+                kv_cache_bytes_reserved: load.kv_bytes_reserved as u64,
+                prefix_cache_bytes: load.prefix_bytes as u64,
+                prefix_cache_tokens: load.prefix_tokens as u64,
+            }),
         }
     }
 }
 
-/// A tokenized prompt.
-pub(crate) struct PromptIds {
-    pub(crate) ids: Vec<u32>,
-    /// What the chat template rendered; empty for other prompts.
-    pub(crate) rendered: String,
-}
-
-type Compiled = (Vec<VariantJob>, Vec<Vec<Option<usize>>>);
-
-fn compile(variants: &[Variant]) -> Result<Compiled, Invalid> {
-    let mut jobs = Vec::with_capacity(variants.len());
-    let mut merged = Vec::with_capacity(variants.len());
-    for (v, variant) in variants.iter().enumerate() {
-        let program = Program::compile(&variant.interventions)
-            .map_err(|e| e.within(&format!("variants[{v}]")))?;
-        let of = (0..variant.interventions.len()).map(|i| program.merged_into(i));
-        merged.push(of.collect());
-        jobs.push(VariantJob { program });
-    }
-    Ok((jobs, merged))
-}
-
-fn within(error: RequestError, prefix: &str) -> RequestError {
-    match error {
-        RequestError::Invalid(invalid) => invalid.within(prefix).into(),
-        RequestError::Precondition { reason, message } => RequestError::Precondition {
-            reason,
-            message: format!("{prefix}: {message}"),
-        },
-        other => other,
-    }
-}
-
-/// Whether two model ids name the same model or siblings, as
-/// `google/gemma-2-2b` and `gemma-2-2b-it`: an SAE of one is used on the other.
-fn related(a: &str, b: &str) -> bool {
-    let stem = |id: &str| {
-        let name = id.rsplit('/').next().unwrap_or(id);
-        let name = name.split('@').next().unwrap_or(name).to_ascii_lowercase();
-        name.replace('_', "-")
-    };
-    let (a, b) = (stem(a), stem(b));
-    a.is_empty() || a.starts_with(&b) || b.starts_with(&a)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::related;
-
-    #[test]
-    fn siblings_are_related_and_strangers_are_not() {
-        assert!(related("google/gemma-2-2b", "gemma-2-2b-it"));
-        assert!(related("", "anything"));
-        assert!(related("gemma-3-270m", "gemma-3-270m-Q4_K_M"));
-        assert!(!related("gemma-2-9b", "gemma-2-2b-it"));
-    }
+/// One program per variant.
+fn compile(
+    variants: &[Variant],
+    probes: &[Probe],
+    telemetry: Telemetry,
+) -> Result<Vec<Arc<Program>>, Invalid> {
+    let programs = variants.iter().enumerate().map(|(v, variant)| {
+        let spec = ProgramSpec {
+            interventions: &variant.interventions,
+            stop_when: &variant.stop_when,
+            probes,
+            telemetry,
+        };
+        let program = Program::compile(&spec).map_err(|e| e.within(&format!("variants[{v}]")))?;
+        Ok(Arc::new(program))
+    });
+    programs.collect()
 }

@@ -1,30 +1,156 @@
 //! What goes into the engine and what comes out.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
-use tokio::sync::mpsc::Sender;
+use steering_proto::generate::Priority;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::{Choice, SamplingPlan};
-use crate::steering::{Program, Tally};
+use crate::steering::{Collected, Program, Reading, Tally};
+
+/// Events that one variant may send in one step: a token and its end.
+const EVENTS_PER_STEP: usize = 2;
+/// Events buffered per variant before a slow reader parks its request.
+const EVENTS_PER_VARIANT: usize = 16;
 
 /// A request, checked and compiled: one prompt, one or more variants.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Job {
     /// Token ids of the prompt, at least one.
     pub prompt: Arc<[u32]>,
-    /// What to decode.
-    pub variants: Vec<VariantJob>,
-    /// How tokens are chosen.
-    pub sampling: Arc<SamplingPlan>,
-    /// Where events go. Closing the receiver cancels the job.
-    pub events: Sender<Event>,
+    /// What to do with it.
+    pub task: Task,
+    /// One program per variant.
+    pub variants: Vec<Arc<Program>>,
+    /// Place in the queue.
+    pub priority: Priority,
+    /// How events and failures reach whoever asked.
+    pub link: Link,
 }
 
-/// One variant of a job.
+/// What to do with a prompt.
+#[derive(Debug, Clone)]
+pub enum Task {
+    /// Write on.
+    Generate {
+        /// How tokens are chosen.
+        sampling: Arc<SamplingPlan>,
+        /// Compare with an unsteered twin.
+        kl_divergence: bool,
+    },
+    /// Read a given continuation and report its likelihood.
+    Score {
+        /// At least one token.
+        continuation: Arc<[u32]>,
+    },
+    /// Read, and report what was collected.
+    Capture,
+}
+
+impl Task {
+    /// Tokens behind the prompt, at most.
+    pub fn max_new_tokens(&self) -> usize {
+        match self {
+            Self::Generate { sampling, .. } => sampling.max_new_tokens,
+            Self::Score { continuation } => continuation.len(),
+            Self::Capture => 0,
+        }
+    }
+
+    /// Whether a variant with this program gets an unsteered twin.
+    pub fn needs_twin(&self, program: &Program) -> bool {
+        matches!(
+            self,
+            Self::Generate {
+                kl_divergence: true,
+                ..
+            }
+        ) && !program.is_unsteered()
+    }
+}
+
+/// The engine's end of a request. Closing the receiver cancels the request.
+#[derive(Debug, Clone)]
+pub struct Link {
+    events: Sender<Event>,
+    failure: Arc<OnceLock<Failure>>,
+    deadline: Option<Instant>,
+    n_variants: usize,
+}
+
+/// The other end.
 #[derive(Debug)]
-pub struct VariantJob {
-    /// Its interventions, compiled.
-    pub program: Program,
+pub struct Outcome {
+    /// Ends when every variant has ended, or all at once by a failure.
+    pub events: Receiver<Event>,
+    failure: Arc<OnceLock<Failure>>,
+}
+
+/// Why a request ended early.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// Its deadline passed.
+    Deadline,
+    /// The model failed.
+    Internal(String),
+}
+
+/// A bounded connection between a request and the engine.
+pub fn link(n_variants: usize, deadline: Option<Instant>) -> (Link, Outcome) {
+    let (sender, events) = channel(EVENTS_PER_VARIANT * n_variants);
+    let failure = Arc::new(OnceLock::new());
+    let link = Link {
+        events: sender,
+        failure: failure.clone(),
+        deadline,
+        n_variants,
+    };
+    (link, Outcome { events, failure })
+}
+
+impl Outcome {
+    /// Why the events ended early, if they did.
+    pub fn failure(&self) -> Option<&Failure> {
+        self.failure.get()
+    }
+}
+
+impl Link {
+    /// Whether nothing more is to be done for the request.
+    pub(super) fn is_over(&self) -> bool {
+        self.events.is_closed() || self.failure.get().is_some()
+    }
+
+    /// Whether the request ended by a failure.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failure.get().is_some()
+    }
+
+    /// Ends the request if its deadline has passed.
+    pub(super) fn check_deadline(&self, now: Instant) {
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            self.fail(Failure::Deadline);
+        }
+    }
+
+    /// Ends the request early; the first reason counts.
+    pub(super) fn fail(&self, failure: Failure) {
+        let _ = self.failure.set(failure);
+    }
+
+    /// Whether the reader has room for what a step may produce.
+    pub(super) fn has_room(&self) -> bool {
+        self.events.capacity() >= EVENTS_PER_STEP * self.n_variants
+    }
+
+    pub(super) fn send(&self, event: Event) {
+        // Room was checked before the step. An error means that the reader has
+        // gone; the sequence is dropped before the next step.
+        let _ = self.events.try_send(event);
+    }
 }
 
 /// What the engine reports.
@@ -34,8 +160,10 @@ pub enum Event {
     Token(TokenEvent),
     /// A variant is complete.
     Finished(Finish),
-    /// A variant could not go on.
-    Failed(String),
+    /// A continuation was scored.
+    Scored(Scored),
+    /// A text was read.
+    Captured(Collected),
 }
 
 /// A generated token.
@@ -47,6 +175,10 @@ pub struct TokenEvent {
     pub choice: Choice,
     /// Text that became certain with it.
     pub text: String,
+    /// What was read at the tokens before it.
+    pub readings: Vec<Reading>,
+    /// KL(steered ‖ unsteered) in nats, if asked for.
+    pub kl_divergence: Option<f32>,
 }
 
 /// A variant is complete.
@@ -60,8 +192,12 @@ pub struct Finish {
     pub text: String,
     /// Tokens generated.
     pub generated: usize,
+    /// Prompt tokens that were not computed for this variant.
+    pub shared_prompt_tokens: usize,
     /// What each intervention did.
     pub tallies: Vec<Tally>,
+    /// Readings that no token carried.
+    pub readings: Vec<Reading>,
 }
 
 /// Why a variant ended.
@@ -75,4 +211,17 @@ pub enum FinishReason {
     MaxNewTokens,
     /// The context is full.
     ContextLength,
+    /// The stop condition of this index.
+    Condition(usize),
+}
+
+/// A continuation was scored.
+#[derive(Debug)]
+pub struct Scored {
+    /// Index of the variant.
+    pub variant: usize,
+    /// ln p of each of its tokens.
+    pub logprobs: Vec<f32>,
+    /// What each intervention did.
+    pub tallies: Vec<Tally>,
 }

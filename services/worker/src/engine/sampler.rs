@@ -168,7 +168,19 @@ fn draw(candidates: &[(u32, f64)], u: f64) -> u32 {
     candidates.last().map_or(0, |(id, _)| *id)
 }
 
-fn log_sum_exp(logits: &[f32]) -> f32 {
+/// KL(p ‖ q) in nats of two next-token distributions.
+pub(super) fn kl_divergence(p: &[f32], q: &[f32]) -> f32 {
+    let (p_norm, q_norm) = (log_sum_exp(p), log_sum_exp(q));
+    let terms = p.iter().zip(q).map(|(p, q)| {
+        let (ln_p, ln_q) = (f64::from(p - p_norm), f64::from(q - q_norm));
+        ln_p.exp() * (ln_p - ln_q)
+    });
+    // Rounding can take the divergence of equal distributions below 0.
+    terms.sum::<f64>().max(0.0) as f32
+}
+
+/// ln Σ exp.
+pub(super) fn log_sum_exp(logits: &[f32]) -> f32 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|l| f64::from((l - max).exp())).sum();
     (f64::from(max) + sum.ln()) as f32
@@ -219,6 +231,15 @@ mod tests {
         let mut likely = warm(&LOGITS, 1.0, 0);
         keep_min_p(&mut likely, 0.3);
         assert_eq!(likely.iter().map(|c| c.0).collect::<Vec<_>>(), [1, 3, 2]);
+    }
+
+    #[test]
+    fn divergence_is_zero_only_between_equals() {
+        assert_eq!(kl_divergence(&LOGITS, &LOGITS), 0.0);
+        // p = (1/2, 1/2), q = (1/4, 3/4): ½ ln 2 + ½ ln ⅔.
+        let expected = 0.5 * (2.0f32.ln() + (2.0f32 / 3.0).ln());
+        let got = kl_divergence(&[0.0, 0.0], &[0.0, 3.0f32.ln()]);
+        assert!((got - expected).abs() < 1e-6);
     }
 
     #[test]

@@ -1,65 +1,124 @@
-//! Who takes part in the next step, and with how many tokens. Pure.
+//! How many tokens each sequence reads in the next step. Pure.
 
-/// A sequence as the scheduler sees it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct View {
-    /// Tokens not yet read, at least 1: more than one only in the prompt.
+/// Sequences that read the same tokens in lockstep, or one alone.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Unit {
+    /// The request it belongs to.
+    pub(super) job: u64,
+    /// Tokens it can read in one step, at least 1.
     pub(super) unread: usize,
-    /// Whether its reader has room for what the step may produce.
-    pub(super) runnable: bool,
+    /// Cost of one of its tokens, in rows of the whole stack.
+    pub(super) weight: f32,
+    /// Whether it reads a token that it wrote.
+    pub(super) decodes: bool,
 }
 
-/// A sequence's share of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Share {
-    /// Index of the sequence.
-    pub(super) sequence: usize,
-    /// How many of its unread tokens to read.
-    pub(super) tokens: usize,
+/// Tokens per unit, 0 for those left out. Every unit that decodes reads its one
+/// token. Prompts share `prompt_budget` rows evenly by request, and what a
+/// short one leaves goes to the others, so that neither a long prompt nor a
+/// request with many variants stalls anyone.
+pub(super) fn plan(units: &[Unit], prompt_budget: usize) -> Vec<usize> {
+    let mut tokens: Vec<usize> = units.iter().map(|u| usize::from(u.decodes)).collect();
+    let mut jobs = prompts_by_job(units);
+    // Those that need least come first and leave the rest of their share.
+    jobs.sort_by(|a, b| cost(units, a).total_cmp(&cost(units, b)));
+    let mut budget = prompt_budget as f32;
+    let n_jobs = jobs.len();
+    for (served, members) in jobs.iter().enumerate() {
+        let mut share = budget / (n_jobs - served) as f32;
+        for &unit in members {
+            let Unit { unread, weight, .. } = units[unit];
+            let affordable = (share / weight).max(0.0) as usize;
+            tokens[unit] = unread.min(affordable);
+            let spent = tokens[unit] as f32 * weight;
+            share -= spent;
+            budget -= spent;
+        }
+    }
+    // A budget below one token must not stop the oldest prompt.
+    let mut prompts = (0..units.len()).filter(|&unit| !units[unit].decodes);
+    if let Some(oldest) = prompts.next()
+        && tokens[oldest] == 0
+        && prompts.all(|unit| tokens[unit] == 0)
+    {
+        tokens[oldest] = 1;
+    }
+    tokens
 }
 
-/// Every runnable sequence that decodes gets its one token; prompts share
-/// `prompt_budget` tokens, oldest first, so that a long prompt never stalls
-/// those that decode. Shares come in order of sequence.
-pub(super) fn plan(sequences: &[View], prompt_budget: usize) -> Vec<Share> {
-    let mut budget = prompt_budget.max(1);
-    sequences
+/// Units that read prompts, request by request.
+fn prompts_by_job(units: &[Unit]) -> Vec<Vec<usize>> {
+    let mut jobs: Vec<Vec<usize>> = Vec::new();
+    for (index, unit) in units.iter().enumerate().filter(|(_, u)| !u.decodes) {
+        match jobs.iter_mut().find(|job| units[job[0]].job == unit.job) {
+            Some(job) => job.push(index),
+            None => jobs.push(vec![index]),
+        }
+    }
+    jobs
+}
+
+fn cost(units: &[Unit], members: &[usize]) -> f32 {
+    let costs = members
         .iter()
-        .enumerate()
-        .filter(|(_, view)| view.runnable)
-        .filter_map(|(sequence, view)| {
-            if view.unread == 1 {
-                return Some(Share {
-                    sequence,
-                    tokens: 1,
-                });
-            }
-            let tokens = view.unread.min(budget);
-            budget -= tokens;
-            (tokens > 0).then_some(Share { sequence, tokens })
-        })
-        .collect()
+        .map(|&unit| units[unit].unread as f32 * units[unit].weight);
+    costs.sum()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn view(unread: usize, runnable: bool) -> View {
-        View { unread, runnable }
+    fn prompt(job: u64, unread: usize) -> Unit {
+        Unit {
+            job,
+            unread,
+            weight: 1.0,
+            decodes: false,
+        }
+    }
+
+    fn decode(job: u64) -> Unit {
+        Unit {
+            decodes: true,
+            ..prompt(job, 1)
+        }
     }
 
     #[test]
     fn decoding_goes_on_beside_a_long_prompt() {
-        let shares = plan(&[view(1000, true), view(1, true), view(300, true)], 512);
-        let tokens: Vec<_> = shares.iter().map(|s| (s.sequence, s.tokens)).collect();
-        assert_eq!(tokens, [(0, 512), (1, 1)]);
+        assert_eq!(plan(&[prompt(0, 1000), decode(1)], 512), [512, 1]);
     }
 
     #[test]
-    fn prompts_share_the_budget_and_parked_sequences_wait() {
-        let shares = plan(&[view(200, true), view(1, false), view(400, true)], 512);
-        let tokens: Vec<_> = shares.iter().map(|s| (s.sequence, s.tokens)).collect();
-        assert_eq!(tokens, [(0, 200), (2, 312)]);
+    fn a_short_prompt_does_not_wait_behind_a_long_one() {
+        let units = [prompt(0, 1000), prompt(1, 100), prompt(2, 1000)];
+        assert_eq!(plan(&units, 500), [200, 100, 200]);
+    }
+
+    #[test]
+    fn requests_share_evenly_however_many_variants_they_have() {
+        let many = [
+            prompt(0, 100),
+            prompt(0, 100),
+            prompt(0, 100),
+            prompt(1, 100),
+        ];
+        assert_eq!(plan(&many, 100), [50, 0, 0, 50]);
+    }
+
+    #[test]
+    fn a_heavy_group_reads_fewer_tokens() {
+        let group = Unit {
+            weight: 4.0,
+            ..prompt(0, 100)
+        };
+        assert_eq!(plan(&[group], 100), [25]);
+    }
+
+    #[test]
+    fn the_oldest_prompt_always_moves() {
+        assert_eq!(plan(&[prompt(0, 9), prompt(1, 9)], 0), [1, 0]);
+        assert_eq!(plan(&[decode(0), prompt(1, 9)], 0), [1, 1]);
     }
 }

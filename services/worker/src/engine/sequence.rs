@@ -1,210 +1,148 @@
-//! One variant being decoded.
+//! One variant on its way through the model.
 
 use std::sync::Arc;
 
-use steering_proto::intervention::Token;
-use tokio::sync::mpsc::Sender;
+use steering_proto::{HookPoint, intervention::Token};
 
 use super::{
-    Event, Finish, FinishReason, Job, SamplingPlan, TokenEvent, job::VariantJob, sampler::Sampler,
-    scheduler::View,
+    Event, Failure, Link,
+    generation::Generation,
+    prefix::Chain,
+    scoring::{MAX_LOGIT_ROWS, Scoring},
 };
 use crate::{
-    model::{Chunk, Logits},
-    steering::{Program, Tally},
-    text::{IncrementalDecoder, StopMatcher, TextCodec},
+    model::Logits,
+    steering::{Collected, Program, SteeringState},
+    text::TextCodec,
 };
 
-/// One variant being decoded.
+/// A program's way through the model: a slot of the cache and what has
+/// happened there.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) slot: usize,
+    pub(super) program: Arc<Program>,
+    pub(super) state: SteeringState,
+    /// Over the prompt, then over what is read behind it.
+    pub(super) chain: Chain,
+    /// The first hook point edited so far: below it, keys and values are those
+    /// of the unsteered model.
+    pub(super) first_edit: Option<HookPoint>,
+}
+
+/// One variant, with its unsteered twin if it is compared with one.
+#[derive(Debug)]
 pub(super) struct Sequence {
-    slot: usize,
-    variant: usize,
-    /// Variants of the same job, which share its event channel.
-    siblings: usize,
-    program: Program,
-    tallies: Vec<Tally>,
-    /// Prompt, then generated.
-    tokens: Vec<u32>,
-    prompt_len: usize,
+    /// The request it belongs to.
+    pub(super) job: u64,
+    pub(super) variant: usize,
+    /// The variant, then its twin.
+    pub(super) lanes: Vec<Lane>,
+    /// Bytes of keys and values reserved for it.
+    pub(super) kv_bytes: usize,
+    pub(super) link: Link,
+    /// Prompt, then what follows.
+    pub(super) tokens: Vec<u32>,
+    pub(super) prompt_len: usize,
     /// Tokens the model has read.
-    read: usize,
-    /// Most tokens, prompt included.
-    context_length: usize,
-    sampling: Arc<SamplingPlan>,
-    sampler: Sampler,
-    decoder: IncrementalDecoder,
-    stops: StopMatcher,
-    events: Sender<Event>,
-    finished: bool,
+    pub(super) read: usize,
+    /// Prompt tokens that were not computed for it.
+    pub(super) shared_tokens: usize,
+    pub(super) work: Work,
+    pub(super) finished: bool,
+}
+
+/// What the sequence is for.
+#[derive(Debug)]
+pub(super) enum Work {
+    Generate(Box<Generation>),
+    Score(Scoring),
+    Capture,
 }
 
 impl Sequence {
-    /// The sequences of a job, one per variant and slot.
-    pub(super) fn of_job(
-        job: Job,
-        slots: Vec<usize>,
-        codec: &Arc<TextCodec>,
-        context_length: usize,
-    ) -> Vec<Self> {
-        let Job {
-            prompt,
-            variants,
-            sampling,
-            events,
-        } = job;
-        let siblings = variants.len();
-        variants
-            .into_iter()
-            .zip(slots)
-            .enumerate()
-            .map(|(variant, (VariantJob { program }, slot))| Self {
-                slot,
-                variant,
-                siblings,
-                tallies: program.new_tallies(),
-                program,
-                tokens: prompt.to_vec(),
-                prompt_len: prompt.len(),
-                read: 0,
-                context_length,
-                sampler: Sampler::new(&sampling),
-                decoder: IncrementalDecoder::new(codec.clone()),
-                stops: StopMatcher::new(sampling.stop.iter().cloned()),
-                sampling: sampling.clone(),
-                events: events.clone(),
-                finished: false,
-            })
-            .collect()
+    /// Whether nothing more is to be done for it.
+    pub(super) fn is_over(&self) -> bool {
+        self.finished || self.link.is_over()
     }
 
-    pub(super) fn slot(&self) -> usize {
-        self.slot
+    /// Whether it reads a token that it wrote itself.
+    pub(super) fn decodes(&self) -> bool {
+        matches!(self.work, Work::Generate(_)) && self.read >= self.prompt_len
     }
 
-    pub(super) fn is_finished(&self) -> bool {
-        self.finished
-    }
-
-    /// Whether nobody reads its events any more.
-    pub(super) fn is_abandoned(&self) -> bool {
-        self.events.is_closed()
-    }
-
-    /// Whether its reader has room for a step: each sibling may send a token
-    /// and its end.
-    pub(super) fn is_runnable(&self) -> bool {
-        self.events.capacity() >= 2 * self.siblings
-    }
-
-    pub(super) fn view(&self) -> View {
-        View {
-            unread: self.tokens.len() - self.read,
-            runnable: self.is_runnable(),
+    /// Tokens that it can read in one step, at least 1.
+    pub(super) fn unread(&self) -> usize {
+        match self.work {
+            Work::Generate(_) | Work::Capture => self.tokens.len() - self.read,
+            // The last token is scored by those before it, and never read.
+            Work::Score(_) => {
+                let before_scores = (self.prompt_len - 1).saturating_sub(self.read);
+                (self.tokens.len() - 1 - self.read).min(before_scores + MAX_LOGIT_ROWS)
+            }
         }
     }
 
-    pub(super) fn steering(&mut self) -> (&Program, &mut [Tally]) {
-        (&self.program, &mut self.tallies)
+    /// Whether others that read the same tokens may share the work.
+    pub(super) fn can_share(&self) -> bool {
+        !self.decodes() && self.lanes.iter().all(|lane| !lane.program.reports_prompt())
     }
 
-    /// The next `n` unread tokens, for the model and for the steering.
-    pub(super) fn chunk(&self, n: usize, codec: &TextCodec) -> (Chunk, Vec<Token>) {
+    /// The token at an index.
+    pub(super) fn token(&self, index: usize, codec: &TextCodec) -> Token {
+        let id = self.tokens[index];
+        Token {
+            id,
+            position: index as u32,
+            generated: index >= self.prompt_len,
+            special: codec.is_special(id),
+        }
+    }
+
+    /// Which logits are needed of the next `n` tokens.
+    pub(super) fn logits(&self, n: usize) -> Logits {
         let end = self.read + n;
-        let ids = &self.tokens[self.read..end];
-        let tokens = ids
-            .iter()
-            .zip(self.read..)
-            .map(|(&id, position)| Token {
-                id,
-                position: position as u32,
-                generated: position >= self.prompt_len,
-                special: codec.is_special(id),
-            })
-            .collect();
-        let chunk = Chunk {
-            slot: self.slot,
-            start: self.read,
-            tokens: ids.to_vec(),
-            logits: if end == self.tokens.len() {
-                Logits::Last
-            } else {
-                Logits::None
-            },
-        };
-        (chunk, tokens)
+        match self.work {
+            Work::Generate(_) if end == self.tokens.len() => Logits::Last,
+            Work::Score(_) if end >= self.prompt_len => {
+                Logits::From((self.prompt_len - 1).saturating_sub(self.read))
+            }
+            Work::Generate(_) | Work::Score(_) | Work::Capture => Logits::None,
+        }
     }
 
-    /// Notes that `n` more tokens were read. Returns whether the next token is
-    /// to be chosen.
-    pub(super) fn advance(&mut self, n: usize) -> bool {
+    /// Notes that `n` more tokens were read and goes on: `logits` are the rows
+    /// asked for, the variant's before its twin's.
+    pub(super) fn advance(&mut self, n: usize, logits: &[&[f32]]) {
         self.read += n;
-        self.read == self.tokens.len()
-    }
-
-    /// Chooses the next token from the logits of the last one.
-    pub(super) fn choose(&mut self, logits: &[f32]) {
-        let choice = self.sampler.choose(logits, &self.tokens, &self.sampling);
-        let id = choice.token_id;
-        self.tokens.push(id);
-        let mut reason = self.end_after(id);
-        let decoded = match self.decoder.push(id) {
-            Ok(text) => text,
-            Err(e) => return self.fail(&e.to_string()),
+        let result = match &self.work {
+            Work::Generate(_) if logits.is_empty() => Ok(()),
+            Work::Generate(_) => self.write(logits),
+            Work::Score(_) => {
+                self.score(logits);
+                Ok(())
+            }
+            Work::Capture => {
+                self.capture();
+                Ok(())
+            }
         };
-        let emitted = self.stops.push(&decoded);
-        if emitted.stopped {
-            reason = Some(FinishReason::Stop);
-        }
-        self.send(Event::Token(TokenEvent {
-            variant: self.variant,
-            choice,
-            text: emitted.text,
-        }));
-        if let Some(reason) = reason {
-            self.finish(reason);
+        if let Err(problem) = result {
+            self.link.fail(Failure::Internal(problem));
         }
     }
 
-    fn end_after(&self, id: u32) -> Option<FinishReason> {
-        if !self.sampling.ignore_eos && self.sampling.eos_token_ids.contains(&id) {
-            Some(FinishReason::Eos)
-        } else if self.tokens.len() - self.prompt_len >= self.sampling.max_new_tokens {
-            Some(FinishReason::MaxNewTokens)
-        } else if self.tokens.len() >= self.context_length {
-            Some(FinishReason::ContextLength)
-        } else {
-            None
+    fn capture(&mut self) {
+        if self.read < self.tokens.len() {
+            return;
         }
+        let collected: Collected = self.lanes[0].state.take_collected();
+        self.end(Event::Captured(collected));
     }
 
-    fn finish(&mut self, reason: FinishReason) {
-        let text = if reason == FinishReason::Stop {
-            String::new()
-        } else {
-            let tail = self.decoder.finish().unwrap_or_default();
-            let mut text = self.stops.push(&tail).text;
-            text.push_str(&self.stops.finish());
-            text
-        };
+    /// Sends the last event.
+    pub(super) fn end(&mut self, event: Event) {
         self.finished = true;
-        self.send(Event::Finished(Finish {
-            variant: self.variant,
-            reason,
-            text,
-            generated: self.tokens.len() - self.prompt_len,
-            tallies: self.tallies.clone(),
-        }));
-    }
-
-    /// Ends the sequence because of an internal error.
-    pub(super) fn fail(&mut self, problem: &str) {
-        self.finished = true;
-        self.send(Event::Failed(problem.to_owned()));
-    }
-
-    fn send(&self, event: Event) {
-        // Room was checked before the step. An error means that the reader has
-        // gone; the sequence is dropped before the next step.
-        let _ = self.events.try_send(event);
+        self.link.send(event);
     }
 }

@@ -65,6 +65,14 @@ impl Model {
         &self.device
     }
 
+    /// stub
+    pub fn kv_bytes(&self, tokens: usize) -> usize {
+        tokens
+    }
+    /// stub
+    pub fn project(&self, _: &[f32]) -> Result<Vec<f32>> {
+        Ok(Vec::new())
+    }
     /// An empty cache for this model.
     pub fn new_cache(&self, n_slots: usize) -> KvCache {
         KvCache::new(&self.config, n_slots, self.dtype, &self.device)
@@ -137,7 +145,7 @@ impl Model {
             if !hook.wants(point) {
                 return Ok(x);
             }
-            Ok::<_, candle_core::Error>(hook.apply(point, &x)?.unwrap_or(x))
+            Ok::<_, candle_core::Error>(hook.apply(point, &x, &[])?.unwrap_or(x))
         };
         let x = at(Site::ResidPre, x)?;
 

@@ -1,21 +1,46 @@
-//! A variant's interventions, compiled.
+//! A variant's interventions, readouts and conditions, compiled.
 
 use std::collections::BTreeMap;
 
+use sha2::{Digest, Sha256};
 use steering_proto::{
     HookPoint, Invalid,
-    intervention::{Edit, Intervention, Positions},
+    capture::Pooling,
+    generate::Telemetry,
+    intervention::{Edit, Intervention, Positions, Token},
+    readout::{Condition, Gate, Probe, Readout},
 };
 
 use super::apply::Row;
 
-/// The interventions of one variant, compiled to table rows by hook point.
-/// Immutable; what was done is counted in a [`Tally`].
+/// What is done to one variant's activations and read from them, by hook
+/// point. Immutable; what has happened is in a [`SteeringState`](super::SteeringState).
 #[derive(Debug, Default)]
 pub struct Program {
-    rows: BTreeMap<HookPoint, Vec<Entry>>,
+    edits: BTreeMap<HookPoint, Vec<Entry>>,
+    reads: BTreeMap<HookPoint, Vec<Read>>,
+    pub(super) gates: Vec<CompiledGate>,
+    pub(super) stops: Vec<Condition>,
+    pub(super) n_probes: usize,
+    pub(super) telemetry: Telemetry,
+    pub(super) capture: Option<(HookPoint, Pooling)>,
     /// For each intervention, the earlier identical one it was merged into.
     merged_into: Vec<Option<usize>>,
+    /// For each intervention, its gate and what identifies it.
+    pub(super) interventions: Vec<Compiled>,
+}
+
+/// What to compile.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ProgramSpec<'a> {
+    /// Edits.
+    pub interventions: &'a [Intervention],
+    /// What ends the variant.
+    pub stop_when: &'a [Condition],
+    /// What is reported.
+    pub probes: &'a [Probe],
+    /// What else is reported.
+    pub telemetry: Telemetry,
 }
 
 /// One table row and where it applies.
@@ -23,64 +48,193 @@ pub struct Program {
 pub(super) struct Entry {
     pub(super) intervention: usize,
     pub(super) positions: Positions,
+    pub(super) gate: Option<usize>,
     pub(super) row: Row,
 }
 
-/// What one intervention has done so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Tally {
-    /// Tokens it was applied to.
-    pub positions_touched: u64,
-    /// Of these, tokens whose activation it changed.
-    pub positions_changed: u64,
-    /// Sum of ‖Δ‖ / ‖x‖ over the tokens touched.
-    pub relative_delta_sum: f64,
+/// One readout and what it is for.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub(super) readout: Readout,
+    pub(super) purpose: Purpose,
 }
 
-impl Tally {
-    /// Mean of ‖Δ‖ / ‖x‖ over the tokens touched; 0 if none.
-    pub fn mean_relative_delta(&self) -> f32 {
-        if self.positions_touched == 0 {
-            return 0.0;
-        }
-        (self.relative_delta_sum / self.positions_touched as f64) as f32
-    }
+/// What a readout is for, by index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Gate(usize),
+    Stop(usize),
+    Probe(usize),
 }
+
+/// A gate and what identifies it.
+#[derive(Debug)]
+pub(super) struct CompiledGate {
+    pub(super) gate: Gate,
+    pub(super) digest: ProgramDigest,
+}
+
+/// What identifies an intervention, and its gate.
+#[derive(Debug)]
+pub(super) struct Compiled {
+    pub(super) digest: ProgramDigest,
+    pub(super) gate: Option<usize>,
+}
+
+/// SHA-256 of everything that decides what a part of a program does.
+pub(super) type ProgramDigest = [u8; 32];
 
 impl Program {
-    /// Compiles interventions. The same edit of the same feature counts once,
-    /// as in the notebook, whose mask of features is a set; a different edit of
-    /// it at the same tokens is an error.
-    pub fn compile(interventions: &[Intervention]) -> Result<Self, Invalid> {
-        let mut program = Self::default();
-        for (index, intervention) in interventions.iter().enumerate() {
-            let merged = earlier_same(&interventions[..index], intervention)
+    /// Compiles a variant. The same edit of the same feature counts once, as in
+    /// the notebook, whose mask of features is a set; a different edit of it at
+    /// the same tokens is an error.
+    pub fn compile(spec: &ProgramSpec<'_>) -> Result<Self, Invalid> {
+        let mut program = Self {
+            stops: spec.stop_when.to_vec(),
+            n_probes: spec.probes.len(),
+            telemetry: spec.telemetry,
+            ..Self::default()
+        };
+        for (index, intervention) in spec.interventions.iter().enumerate() {
+            let merged = earlier_same(&spec.interventions[..index], intervention)
                 .map_err(|e| e.within(&format!("interventions[{index}]")))?;
             program.merged_into.push(merged);
-            if merged.is_none() {
-                let entry = Entry {
-                    intervention: index,
-                    positions: intervention.positions.clone(),
-                    row: Row::new(&intervention.edit),
-                };
-                program
-                    .rows
-                    .entry(intervention.hook)
-                    .or_default()
-                    .push(entry);
-            }
+            program.add_intervention(index, intervention, merged.is_some());
+        }
+        for (index, condition) in spec.stop_when.iter().enumerate() {
+            program.add_read(&condition.readout, Purpose::Stop(index));
+        }
+        for (index, probe) in spec.probes.iter().enumerate() {
+            program.add_read(&probe.readout, Purpose::Probe(index));
         }
         Ok(program)
     }
 
-    /// Whether there is anything to do at a hook point.
-    pub fn touches(&self, point: HookPoint) -> bool {
-        self.rows.contains_key(&point)
+    /// A program that collects activations and edits nothing.
+    pub fn capture(hook: HookPoint, pooling: Pooling) -> Self {
+        Self {
+            capture: Some((hook, pooling)),
+            ..Self::default()
+        }
     }
 
-    /// An empty tally per intervention.
-    pub fn new_tallies(&self) -> Vec<Tally> {
-        vec![Tally::default(); self.merged_into.len()]
+    fn add_intervention(&mut self, index: usize, intervention: &Intervention, merged: bool) {
+        let Intervention {
+            hook,
+            edit,
+            positions,
+            gate,
+        } = intervention;
+        let gate = gate.as_ref().filter(|_| !merged).map(|gate| {
+            let index = self.gates.len();
+            self.add_read(&gate.condition.readout, Purpose::Gate(index));
+            self.gates.push(CompiledGate {
+                digest: digest(&[&gate_identity(gate)]),
+                gate: gate.clone(),
+            });
+            index
+        });
+        self.interventions.push(Compiled {
+            digest: intervention_digest(intervention),
+            gate,
+        });
+        if !merged {
+            self.edits.entry(*hook).or_default().push(Entry {
+                intervention: index,
+                positions: positions.clone(),
+                gate,
+                row: Row::new(edit),
+            });
+        }
+    }
+
+    fn add_read(&mut self, readout: &Readout, purpose: Purpose) {
+        self.reads.entry(readout.hook).or_default().push(Read {
+            readout: readout.clone(),
+            purpose,
+        });
+    }
+
+    /// Whether there is anything to do at a hook point.
+    pub fn touches(&self, point: HookPoint) -> bool {
+        self.edits.contains_key(&point)
+            || self.reads.contains_key(&point)
+            || self.capture.is_some_and(|(hook, _)| hook == point)
+    }
+
+    /// Whether it leaves the model as it is.
+    pub fn is_unsteered(&self) -> bool {
+        self.edits.is_empty()
+    }
+
+    /// Hook points that are edited, in the order in which the model reaches them.
+    pub fn edited(&self) -> impl Iterator<Item = HookPoint> {
+        self.edits.keys().copied()
+    }
+
+    /// The first hook point at which one of these tokens may be edited.
+    pub fn first_edit(&self, tokens: &[Token]) -> Option<HookPoint> {
+        let edited = |entry: &Entry| tokens.iter().any(|&t| entry.positions.contains(t));
+        let mut points = self.edits.iter();
+        points
+            .find(|(_, entries)| entries.iter().any(edited))
+            .map(|(point, _)| *point)
+    }
+
+    /// The first hook point at which something is read at one of these tokens,
+    /// of a sequence with this many prompt tokens.
+    pub fn first_read(&self, tokens: &[Token], prompt_len: usize) -> Option<HookPoint> {
+        let is_read = |read: &Read| match read.purpose {
+            Purpose::Gate(_) => true,
+            Purpose::Stop(_) => tokens.iter().any(|token| token.generated),
+            Purpose::Probe(_) => tokens
+                .iter()
+                .any(|token| self.is_reported(token, prompt_len)),
+        };
+        let mut points = self.reads.iter();
+        let read = points
+            .find(|(_, reads)| reads.iter().any(is_read))
+            .map(|(point, _)| *point);
+        let captured = self.capture.map(|(hook, _)| hook);
+        read.into_iter().chain(captured).min()
+    }
+
+    /// Whether a token gets a reading: generated tokens, the last prompt token,
+    /// and the whole prompt if asked for.
+    pub(super) fn is_reported(&self, token: &Token, prompt_len: usize) -> bool {
+        let wanted = self.n_probes > 0 || self.telemetry.edit_norms;
+        let last_of_prompt = token.position as usize + 1 == prompt_len;
+        wanted && (token.generated || last_of_prompt || self.telemetry.prompt_readings)
+    }
+
+    /// Whether every prompt token has to be read for this variant alone.
+    pub fn reports_prompt(&self) -> bool {
+        let wanted = self.n_probes > 0 || self.telemetry.edit_norms;
+        self.capture.is_some() || (wanted && self.telemetry.prompt_readings)
+    }
+
+    /// Adds what is done at a token to a hash over everything that decides a
+    /// sequence's keys and values: order of interventions does not count.
+    pub fn hash_token(&self, token: Token, hasher: &mut Sha256) {
+        let entries = self.edits.values().flatten();
+        let mut applied: Vec<(&ProgramDigest, bool)> = entries
+            .map(|entry| {
+                let digest = &self.interventions[entry.intervention].digest;
+                (
+                    digest,
+                    entry.gate.is_some(),
+                    entry.positions.contains(token),
+                )
+            })
+            // A gate judges every token, also where its edit does not apply.
+            .filter(|(_, gated, applies)| *gated || *applies)
+            .map(|(digest, _, applies)| (digest, applies))
+            .collect();
+        applied.sort_unstable();
+        for (digest, applies) in applied {
+            hasher.update(digest);
+            hasher.update([u8::from(applies)]);
+        }
     }
 
     /// The earlier, identical intervention that one was merged into.
@@ -89,8 +243,37 @@ impl Program {
     }
 
     pub(super) fn entries(&self, point: HookPoint) -> &[Entry] {
-        self.rows.get(&point).map_or(&[], Vec::as_slice)
+        self.edits.get(&point).map_or(&[], Vec::as_slice)
     }
+
+    pub(super) fn reads(&self, point: HookPoint) -> &[Read] {
+        self.reads.get(&point).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Everything that decides what an intervention does, except its positions.
+fn intervention_digest(intervention: &Intervention) -> ProgramDigest {
+    let edit = format!(
+        "{} {} {}",
+        intervention.hook,
+        intervention.payload_digest(),
+        intervention.describe()
+    );
+    let gate = intervention.gate.as_ref().map(gate_identity);
+    digest(&[&edit, &gate.unwrap_or_default()])
+}
+
+fn gate_identity(gate: &Gate) -> String {
+    format!("{} {:?}", gate.condition.digest(), gate.mode)
+}
+
+fn digest(parts: &[&str]) -> ProgramDigest {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
+    }
+    hasher.finalize().into()
 }
 
 /// Finds an earlier, identical edit of the same feature.
@@ -113,7 +296,10 @@ fn earlier_same(
         if other_feature.digest() != digest {
             continue;
         }
-        if operation == other_operation && intervention.positions == other.positions {
+        let same = operation == other_operation
+            && intervention.positions == other.positions
+            && intervention.gate == other.gate;
+        if same {
             return Ok(Some(index));
         }
         if !intervention.positions.disjoint(&other.positions) {
@@ -132,68 +318,4 @@ fn earlier_same(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Arc;
-    use steering_proto::{
-        Site,
-        intervention::{FeatureOperation, Scope},
-        payload::{Activation, InputNormalization, SaeFeature},
-    };
-
-    fn set(label: &str, value: f32, scope: Scope) -> Intervention {
-        let hook = HookPoint {
-            layer: 1,
-            site: Site::ResidPost,
-        };
-        let feature = SaeFeature {
-            sae_id: String::new(),
-            feature_index: 20175,
-            label: label.to_owned(),
-            model_id: String::new(),
-            hook,
-            encoder: vec![1.0],
-            encoder_bias: 0.0,
-            decoder: vec![1.0],
-            activation: Activation::Relu,
-            input_normalization: InputNormalization::None,
-        };
-        Intervention {
-            hook,
-            edit: Edit::Feature {
-                feature: Arc::new(feature),
-                operation: FeatureOperation::Set(value),
-            },
-            positions: Positions {
-                scope,
-                ..Positions::all()
-            },
-        }
-    }
-
-    #[test]
-    fn one_feature_under_two_labels_counts_once() {
-        let twice = [
-            set("nba", 5.0, Scope::All),
-            set("basketball", 5.0, Scope::All),
-        ];
-        let program = Program::compile(&twice).expect("compiles");
-        assert_eq!(program.merged_into(1), Some(0));
-        assert_eq!(program.entries(twice[0].hook).len(), 1);
-    }
-
-    #[test]
-    fn two_values_for_one_feature_are_an_error() {
-        let twice = [
-            set("nba", 5.0, Scope::All),
-            set("basketball", 6.0, Scope::All),
-        ];
-        let err = Program::compile(&twice).expect_err("refused");
-        assert_eq!(err.violations[0].field, "interventions[1].feature");
-        let apart = [
-            set("nba", 5.0, Scope::Prompt),
-            set("nba", 6.0, Scope::Generated),
-        ];
-        assert!(Program::compile(&apart).is_ok());
-    }
-}
+mod tests;

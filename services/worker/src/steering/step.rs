@@ -1,20 +1,39 @@
 //! The programs of all sequences of one step, as one hook.
 
 use candle_core::{DType, Result, Tensor};
-use steering_proto::{HookPoint, intervention::Token};
+use steering_proto::{
+    HookPoint,
+    intervention::Token,
+    readout::{Readout, Source},
+};
 
-use super::{Program, Tally, apply::norm};
+use super::{
+    Program, SteeringState,
+    feature::activate,
+    math::{dot, norm},
+    program::{Entry, Purpose},
+    state::Touch,
+};
 use crate::model::Hook;
 
 /// A sequence's part in one step.
 #[derive(Debug)]
 pub struct Participant<'a> {
-    /// Its interventions.
-    pub program: &'a Program,
-    /// One tally per intervention.
-    pub tallies: &'a mut [Tally],
-    /// Its tokens in this step; participants follow each other in the batch.
-    pub tokens: Vec<Token>,
+    program: &'a Program,
+    state: &'a mut SteeringState,
+    tokens: Vec<Token>,
+}
+
+impl<'a> Participant<'a> {
+    /// A sequence that reads `tokens` in this step.
+    pub fn new(program: &'a Program, state: &'a mut SteeringState, tokens: Vec<Token>) -> Self {
+        state.begin_step(program, &tokens);
+        Self {
+            program,
+            state,
+            tokens,
+        }
+    }
 }
 
 /// Applies every participant's program to its own tokens, and to no others.
@@ -39,15 +58,23 @@ impl Hook for StepHook<'_> {
 
     /// Rows without an edit come back bit for bit: every dtype of the model
     /// converts to f32 and back without loss.
-    fn apply(&mut self, point: HookPoint, x: &Tensor) -> Result<Option<Tensor>> {
+    fn apply(&mut self, point: HookPoint, x: &Tensor, chunks: &[usize]) -> Result<Option<Tensor>> {
+        let touched = |&chunk: &usize| self.participants[chunk].program.touches(point);
+        if !chunks.iter().any(touched) {
+            return Ok(None);
+        }
         let (n, width) = x.dims2()?;
         let mut values = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let mut delta = vec![0.0f32; width];
         let mut first = 0;
         let mut changed = false;
-        for participant in &mut self.participants {
+        for &chunk in chunks {
+            let participant = &mut self.participants[chunk];
             let len = participant.tokens.len();
-            let rows = &mut values[first * width..(first + len) * width];
-            changed |= participant.apply(point, rows, width);
+            if participant.program.touches(point) {
+                let rows = &mut values[first * width..(first + len) * width];
+                changed |= participant.apply(point, rows, &mut delta);
+            }
             first += len;
         }
         if !changed {
@@ -60,38 +87,110 @@ impl Hook for StepHook<'_> {
 }
 
 impl Participant<'_> {
-    /// Edits the activations of this sequence's tokens, `[n, width]`. Returns
-    /// whether anything changed.
-    fn apply(&mut self, point: HookPoint, rows: &mut [f32], width: usize) -> bool {
-        let entries = self.program.entries(point);
-        if entries.is_empty() {
-            return false;
-        }
+    /// Reads and edits the activations of this sequence's tokens, `[n, width]`;
+    /// `delta` is room for one row. Returns whether anything changed.
+    fn apply(&mut self, point: HookPoint, rows: &mut [f32], delta: &mut [f32]) -> bool {
         let mut any = false;
-        let mut delta = vec![0.0f32; width];
-        for (x, &token) in rows.chunks_exact_mut(width).zip(&self.tokens) {
-            delta.fill(0.0);
-            let mut changed = false;
-            let mut x_norm = None;
-            for entry in entries.iter().filter(|e| e.positions.contains(token)) {
-                let delta_norm = entry.row.add_delta(x, &mut delta);
-                let x_norm = *x_norm.get_or_insert_with(|| norm(x));
-                let tally = &mut self.tallies[entry.intervention];
-                tally.positions_touched += 1;
-                if delta_norm > 0.0 {
-                    changed = true;
-                    tally.positions_changed += 1;
-                    tally.relative_delta_sum +=
-                        f64::from(delta_norm / x_norm.max(f32::MIN_POSITIVE));
-                }
-            }
-            if changed {
+        let width = delta.len();
+        for (index, x) in rows.chunks_exact_mut(width).enumerate() {
+            self.read(point, index, x);
+            if let Some(relative_norm) = self.edit(point, index, x, delta) {
                 any = true;
-                for (x, d) in x.iter_mut().zip(&delta) {
-                    *x += d;
+                if self.program.telemetry.edit_norms
+                    && let Some(reading) = self.state.reading(index)
+                {
+                    reading.edit_norms.push((point, relative_norm));
                 }
             }
+            self.read_again(point, index, x);
         }
         any
+    }
+
+    /// Everything that is read before the edits.
+    fn read(&mut self, point: HookPoint, index: usize, x: &[f32]) {
+        let token = self.tokens[index];
+        if let Some((hook, pooling)) = self.program.capture
+            && hook == point
+        {
+            self.state.collect(pooling, token, x);
+        }
+        for read in self.program.reads(point) {
+            match read.purpose {
+                Purpose::Gate(gate) => {
+                    let spec = &self.program.gates[gate].gate;
+                    let fired = spec.condition.fires(value(&read.readout, x));
+                    self.state.gates[gate].judge(token.position, fired, spec.mode);
+                }
+                Purpose::Stop(stop) if token.generated => {
+                    if self.program.stops[stop].fires(value(&read.readout, x)) {
+                        self.state.stop(stop);
+                    }
+                }
+                Purpose::Stop(_) => {}
+                Purpose::Probe(probe) => {
+                    if let Some(reading) = self.state.reading(index) {
+                        reading.before[probe] = value(&read.readout, x);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Probes after the edits.
+    fn read_again(&mut self, point: HookPoint, index: usize, x: &[f32]) {
+        let Some(reading) = self.state.reading(index) else {
+            return;
+        };
+        for read in self.program.reads(point) {
+            if let Purpose::Probe(probe) = read.purpose {
+                reading.after[probe] = value(&read.readout, x);
+            }
+        }
+    }
+
+    /// Applies the edits of a hook point to one token. All read `x` as it was
+    /// before any of them. Returns ‖Δ‖ / ‖x‖ if anything changed.
+    fn edit(
+        &mut self,
+        point: HookPoint,
+        index: usize,
+        x: &mut [f32],
+        delta: &mut [f32],
+    ) -> Option<f32> {
+        let token = self.tokens[index];
+        let (gates, touches) = (&self.state.gates, &mut self.state.touches);
+        let applies = |entry: &&Entry| {
+            entry.positions.contains(token)
+                && entry.gate.is_none_or(|gate| gates[gate].is_open(index))
+        };
+        let mut x_norm = None;
+        let mut changed = false;
+        for entry in self.program.entries(point).iter().filter(applies) {
+            let x_norm = *x_norm.get_or_insert_with(|| {
+                delta.fill(0.0);
+                norm(x).max(f32::MIN_POSITIVE)
+            });
+            let delta_norm = entry.row.add_delta(x, delta);
+            changed |= delta_norm > 0.0;
+            touches[entry.intervention].push(Touch {
+                position: token.position,
+                changed: delta_norm > 0.0,
+                relative_delta: delta_norm / x_norm,
+            });
+        }
+        let x_norm = x_norm.filter(|_| changed)?;
+        for (x, d) in x.iter_mut().zip(&*delta) {
+            *x += d;
+        }
+        Some(norm(delta) / x_norm)
+    }
+}
+
+/// A readout's value for one activation vector.
+fn value(readout: &Readout, x: &[f32]) -> f32 {
+    match &readout.source {
+        Source::Feature(feature) => activate(feature, x).f,
+        Source::Direction { vector, bias } => dot(x, &vector.values) + bias,
     }
 }

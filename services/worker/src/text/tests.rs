@@ -53,7 +53,7 @@ fn tokenizers_agree_with_transformers() {
             let text = &case.text;
             let encode = |chat| {
                 if chat {
-                    codec.encode_chat(text)
+                    codec.encode_bare(text)
                 } else {
                     codec.encode(text)
                 }
@@ -126,7 +126,7 @@ fn prompts_and_continuations_agree_with_transformers() {
                     let open = case.prompt.add_generation_prompt.unwrap_or_default();
                     let rendered = codec.render_chat(&messages, open).expect("renders");
                     assert_eq!(Some(&rendered), case.prompt.rendered.as_ref(), "{name}");
-                    codec.encode_chat(&rendered)
+                    codec.encode_bare(&rendered)
                 }
             };
             assert_eq!(ids.expect("encodes"), case.prompt_token_ids, "{name}");
@@ -235,7 +235,7 @@ fn codec_of(family: &str) -> Arc<TextCodec> {
 fn emoji_stay_whole_in_a_stream() {
     for family in FAMILIES {
         let codec = codec_of(family);
-        let ids = codec.encode_chat("a 👩‍👩‍👧 🇩🇰 é").expect("encodes");
+        let ids = codec.encode_bare("a 👩‍👩‍👧 🇩🇰 é").expect("encodes");
         let mut decoder = IncrementalDecoder::new(codec.clone());
         let mut pieces: Vec<String> = Vec::new();
         for id in ids {

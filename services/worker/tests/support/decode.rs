@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use steering_proto::intervention::Token;
 use steering_worker::{
     model::{Batch, Chunk, KvCache, Logits, Model},
-    steering::{Participant, Program, StepHook},
+    steering::{Participant, Program, ProgramSpec, SteeringState, StepHook},
 };
 
 use super::{Case, Fixture};
@@ -21,7 +21,11 @@ pub(crate) struct Run<'a> {
 
 impl<'a> Run<'a> {
     pub(crate) fn new(fixture: &Fixture, case: &'a Case, slot: usize) -> Self {
-        let program = Program::compile(&fixture.interventions(case)).expect("compiles");
+        let spec = ProgramSpec {
+            interventions: &fixture.interventions(case),
+            ..ProgramSpec::default()
+        };
+        let program = Program::compile(&spec).expect("compiles");
         let mut tokens = case.prompt_token_ids.clone();
         tokens.extend(&case.token_ids[..case.token_ids.len() - 1]);
         Self {
@@ -84,8 +88,10 @@ pub(crate) fn decode(
     while runs.iter().any(|run| !run.done()) {
         let mut chunks = Vec::new();
         let mut participants = Vec::new();
-        let mut tallies: Vec<_> = runs.iter().map(|r| r.program.new_tallies()).collect();
-        for (run, tallies) in runs.iter().zip(&mut tallies).filter(|(run, _)| !run.done()) {
+        let state =
+            |run: &Run<'_>| SteeringState::new(&run.program, run.case.prompt_token_ids.len());
+        let mut states: Vec<_> = runs.iter().map(state).collect();
+        for (run, state) in runs.iter().zip(&mut states).filter(|(run, _)| !run.done()) {
             let end = run.read + run.next(prompt_chunk);
             let wanted = end >= run.case.prompt_token_ids.len();
             chunks.push(Chunk {
@@ -93,6 +99,7 @@ pub(crate) fn decode(
                 start: run.read,
                 tokens: run.tokens[run.read..end].to_vec(),
                 logits: if wanted { Logits::Last } else { Logits::None },
+                shared: None,
             });
             let token = |position: usize| Token {
                 id: run.tokens[position],
@@ -100,11 +107,11 @@ pub(crate) fn decode(
                 generated: position >= run.case.prompt_token_ids.len(),
                 special: false,
             };
-            participants.push(Participant {
-                program: &run.program,
-                tallies,
-                tokens: (run.read..end).map(token).collect(),
-            });
+            participants.push(Participant::new(
+                &run.program,
+                state,
+                (run.read..end).map(token).collect(),
+            ));
         }
         let batch = Batch { chunks };
         let mut hook = StepHook::new(participants);

@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each test file uses its own part
 
 pub(crate) mod decode;
+pub(crate) mod requests;
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
@@ -145,6 +146,7 @@ impl Fixture {
                             operation: FeatureOperation::Set(*value),
                         },
                         positions: Positions::all(),
+                        gate: None,
                     }
                 })
                 .collect(),
@@ -172,12 +174,13 @@ impl Fixture {
                         unit: StrengthUnit::Raw,
                     },
                     positions: Positions::all(),
+                    gate: None,
                 }]
             }
         }
     }
 
-    fn feature(&self, label: &str, index: u32, hook: &str) -> SaeFeature {
+    pub(crate) fn feature(&self, label: &str, index: u32, hook: &str) -> SaeFeature {
         assert_eq!(hook, self.cases.sae.hook);
         let i = index as usize;
         let row = |t: Tensor| {

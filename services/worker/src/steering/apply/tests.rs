@@ -1,10 +1,11 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::steering::math::mean_and_std;
 use proptest::prelude::*;
 use steering_proto::{
     HookPoint, Site,
-    payload::{Activation, Vector},
+    payload::{Activation, InputNormalization, Vector},
 };
 
 const D: usize = 19;

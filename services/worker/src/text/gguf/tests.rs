@@ -100,7 +100,7 @@ fn agrees(family: &str, metadata: &GgufMetadata, except: &[&str]) {
         }
         let ids = codec.encode(text).expect("encodes");
         assert_eq!(serde_json::json!(ids), case["ids"], "{family}: {text:?}");
-        let ids = codec.encode_chat(text).expect("encodes");
+        let ids = codec.encode_bare(text).expect("encodes");
         assert_eq!(
             serde_json::json!(ids),
             case["ids_without_special"],
@@ -173,7 +173,7 @@ fn the_template_sees_the_special_tokens() {
         rendered,
         "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n"
     );
-    let ids = codec.encode_chat(&rendered).expect("encodes");
+    let ids = codec.encode_bare(&rendered).expect("encodes");
     assert_eq!(
         ids.iter()
             .filter(|&&id| Some(id) == codec.bos_token_id())

@@ -1,0 +1,126 @@
+//! How many prompt tokens fit beside those who decode.
+
+use std::time::Duration;
+
+/// Weight of a new measurement in the running means.
+const SMOOTHING: f64 = 0.2;
+/// Prompt tokens beside decoding rows until both have been measured.
+const CAUTIOUS: usize = 16;
+
+/// Learns what steps cost, and bounds the prompt tokens of a step so that they
+/// lengthen the step of those who decode by a given share at most.
+///
+/// What is measured decides how long a prompt takes, never what is generated:
+/// a token's activations do not depend on how a prompt is cut into steps.
+#[derive(Debug)]
+pub(super) struct Pacer {
+    /// Most prompt tokens in one step.
+    max_tokens: usize,
+    /// Share of a decode step by which prompts may lengthen it.
+    max_stall: f64,
+    /// Seconds of a step that only decodes, and its rows.
+    decode: Option<(f64, f64)>,
+    /// Seconds of one more prompt row.
+    prompt_row: Option<f64>,
+}
+
+/// What a step was made of.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StepCost {
+    pub(super) decode_rows: usize,
+    pub(super) prompt_rows: usize,
+    pub(super) took: Duration,
+}
+
+impl Pacer {
+    pub(super) fn new(max_tokens: usize, max_stall: f64) -> Self {
+        Self {
+            max_tokens,
+            max_stall,
+            decode: None,
+            prompt_row: None,
+        }
+    }
+
+    /// Prompt rows for a step in which `decode_rows` sequences decode.
+    pub(super) fn prompt_budget(&self, decode_rows: usize) -> usize {
+        if decode_rows == 0 {
+            return self.max_tokens;
+        }
+        let (Some((decode, _)), Some(row)) = (self.decode, self.prompt_row) else {
+            return CAUTIOUS.min(self.max_tokens);
+        };
+        let affordable = self.max_stall * decode / row.max(1e-9);
+        (affordable as usize).clamp(1, self.max_tokens)
+    }
+
+    /// Learns from a step.
+    pub(super) fn observe(&mut self, step: StepCost) {
+        let StepCost {
+            decode_rows,
+            prompt_rows,
+            took,
+        } = step;
+        let seconds = took.as_secs_f64();
+        if prompt_rows == 0 {
+            let rows = decode_rows as f64;
+            self.decode = Some(match self.decode {
+                // Another number of rows is another step: start afresh.
+                Some((mean, known)) if known == rows => (smooth(mean, seconds), rows),
+                _ => (seconds, rows),
+            });
+        } else if let Some(row) = self.row_cost(decode_rows, prompt_rows, seconds) {
+            self.prompt_row = Some(self.prompt_row.map_or(row, |mean| smooth(mean, row)));
+        }
+    }
+
+    fn row_cost(&self, decode_rows: usize, prompt_rows: usize, seconds: f64) -> Option<f64> {
+        let base = match (decode_rows, self.decode) {
+            (0, _) => 0.0,
+            (_, Some((decode, _))) => decode,
+            (_, None) => return None,
+        };
+        Some((seconds - base).max(0.0) / prompt_rows as f64)
+    }
+}
+
+fn smooth(mean: f64, new: f64) -> f64 {
+    mean + SMOOTHING * (new - mean)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(decode_rows: usize, prompt_rows: usize, millis: u64) -> StepCost {
+        StepCost {
+            decode_rows,
+            prompt_rows,
+            took: Duration::from_millis(millis),
+        }
+    }
+
+    #[test]
+    fn prompts_alone_take_all_there_is() {
+        assert_eq!(Pacer::new(512, 0.25).prompt_budget(0), 512);
+    }
+
+    #[test]
+    fn beside_others_they_take_their_share_of_the_time() {
+        let mut pacer = Pacer::new(512, 0.25);
+        assert_eq!(pacer.prompt_budget(16), CAUTIOUS);
+        pacer.observe(step(16, 0, 100));
+        pacer.observe(step(16, 10, 120)); // 2 ms a row
+        assert_eq!(pacer.prompt_budget(16), 12); // 25 of 100 ms
+        pacer.observe(step(0, 100, 100)); // 1 ms a row, a fifth of the mean
+        assert_eq!(pacer.prompt_budget(16), 13);
+    }
+
+    #[test]
+    fn a_free_row_does_not_divide_by_zero() {
+        let mut pacer = Pacer::new(512, 0.25);
+        pacer.observe(step(4, 0, 100));
+        pacer.observe(step(4, 8, 90));
+        assert_eq!(pacer.prompt_budget(4), 512);
+    }
+}

@@ -1,0 +1,40 @@
+//! Reading a given continuation: how likely was it?
+
+use super::{
+    Event, Scored,
+    sampler::log_sum_exp,
+    sequence::{Sequence, Work},
+};
+
+/// Tokens scored in one step, at most: each needs a row of logits.
+pub(super) const MAX_LOGIT_ROWS: usize = 64;
+
+/// What a sequence that scores needs beyond its tokens.
+#[derive(Debug, Default)]
+pub(super) struct Scoring {
+    /// ln p of each continuation token so far.
+    logprobs: Vec<f32>,
+}
+
+impl Sequence {
+    /// Takes the next rows of logits; each scores the token behind it.
+    pub(super) fn score(&mut self, logits: &[&[f32]]) {
+        let Work::Score(scoring) = &mut self.work else {
+            return;
+        };
+        for row in logits {
+            let next = self.tokens[self.prompt_len + scoring.logprobs.len()];
+            let logprob = row[next as usize] - log_sum_exp(row);
+            scoring.logprobs.push(logprob);
+        }
+        if self.prompt_len + scoring.logprobs.len() == self.tokens.len() {
+            let lane = &self.lanes[0];
+            let scored = Scored {
+                variant: self.variant,
+                logprobs: std::mem::take(&mut scoring.logprobs),
+                tallies: lane.state.tallies(&lane.program),
+            };
+            self.end(Event::Scored(scored));
+        }
+    }
+}
