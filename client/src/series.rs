@@ -1,6 +1,6 @@
 //! What was read at every token, drawn small: one line per probe and variant.
 
-use steering_client::{Transcript, VariantTranscript};
+use steering_client::{Transcript, VariantTranscript, v1};
 
 use crate::{output, table::Table};
 
@@ -36,7 +36,7 @@ pub(crate) fn print(transcript: &Transcript) -> std::io::Result<()> {
         "variant",
         "per token",
         "mean",
-        "edited",
+        "after edits",
         "max",
         "at",
     ]);
@@ -70,7 +70,9 @@ fn all(transcript: &Transcript) -> Vec<Series> {
             found.extend(norms(hook, i, variant, prompt_tokens));
         }
     }
-    for variant in &transcript.variants {
+    // The divergence of an unsteered variant is 0 by definition.
+    let steered = |variant: &&VariantTranscript| !variant.interventions.is_empty();
+    for variant in transcript.variants.iter().filter(steered) {
         let at = |i: usize| piece(variant, i);
         let values = variant.kl_divergence.clone();
         found.extend(series("KL to unsteered", variant, values, None, at));
@@ -99,14 +101,24 @@ fn norms(
     variant: &VariantTranscript,
     prompt_tokens: usize,
 ) -> Option<Series> {
-    let norm = |reading: &steering_client::v1::Reading| {
+    let norm = |reading: &v1::Reading| {
         let norm = reading.edit_norms.iter().find(|norm| norm.hook == index);
-        norm.map(|norm| (norm.relative_norm, reading.position))
+        norm.map(|norm| norm.relative_norm)
     };
-    let (values, positions): (Vec<f32>, Vec<u32>) =
-        variant.readings.iter().filter_map(norm).unzip();
-    let at = |i: usize| read_token(variant, positions[i], prompt_tokens);
-    series(&format!("|Δ|/|x| at {hook}"), variant, values, None, at)
+    let readings = &variant.readings;
+    if readings.iter().all(|reading| norm(reading).is_none()) {
+        return None;
+    }
+    // A token that was not edited has a place on the line too.
+    let values = readings.iter().map(|reading| norm(reading).unwrap_or(0.0));
+    let at = |i: usize| read_token(variant, readings[i].position, prompt_tokens);
+    series(
+        &format!("|Δ|/|x| at {hook}"),
+        variant,
+        values.collect(),
+        None,
+        at,
+    )
 }
 
 fn series(
@@ -192,7 +204,6 @@ pub(crate) fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use steering_client::v1;
 
     #[test]
     fn sparklines_keep_their_peaks() {
@@ -214,14 +225,16 @@ mod tests {
 
     #[test]
     fn every_reading_becomes_a_line() {
+        let norm = v1::EditNorm {
+            hook: 0,
+            relative_norm: 0.5,
+        };
         let reading = |position, before, after| v1::Reading {
             position,
             before: vec![before],
             after: vec![after],
-            edit_norms: vec![v1::EditNorm {
-                hook: 0,
-                relative_norm: 0.5,
-            }],
+            // The second token is not edited.
+            edit_norms: (position == 1).then_some(norm).into_iter().collect(),
             ..v1::Reading::default()
         };
         let transcript = Transcript {
@@ -233,6 +246,7 @@ mod tests {
                 pieces: vec!["the".to_owned(), " puck".to_owned()],
                 readings: vec![reading(1, 0.5, 9.0), reading(2, 1.5, 9.0)],
                 kl_divergence: vec![0.1, 0.2],
+                interventions: vec![v1::InterventionReport::default()],
                 ..VariantTranscript::default()
             }],
             ..Transcript::default()
@@ -243,8 +257,8 @@ mod tests {
         assert_eq!(found[0].values, [0.5, 1.5]);
         assert_eq!(found[0].mean_after, Some(9.0));
         assert_eq!(found[0].peak, "\"the\"");
-        // The last of equal values.
-        assert_eq!(found[1].peak, "\"the\"");
+        assert_eq!(found[1].values, [0.5, 0.0]);
+        assert_eq!(found[1].peak, "prompt token 1");
         assert_eq!(found[2].peak, "\" puck\"");
     }
 }

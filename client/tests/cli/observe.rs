@@ -91,7 +91,8 @@ async fn stop_conditions_end_every_variant() {
 #[tokio::test(flavor = "multi_thread")]
 async fn probes_and_telemetry_are_asked_for_and_printed() {
     let mock = Mock::start().await;
-    let mut args = vec!["generate", "hi", "--probe", "baseball", "--probe"];
+    let mut args = vec!["generate", "hi", "--feature", "nba=1"];
+    args.extend(["--probe", "baseball", "--probe"]);
     args.extend(["cav:two", "--hook", "blocks.0.hook_resid_post"]);
     args.extend(["--kl", "--edit-norms", "--prompt-readings", "--priority"]);
     args.push("batch");
@@ -116,11 +117,11 @@ async fn probes_and_telemetry_are_asked_for_and_printed() {
     let expected = "\
 Hello é!
 
-read                              variant   per token  mean   edited  max    at
-baseball                          baseline  ▁██        6.667          10     token 1
-cav:two                           baseline  ▁██        6.667          10     token 1
-|Δ|/|x| at blocks.1.hook_resid_post  baseline  ▁▁▁        0.25           0.25   token 1
-KL to unsteered                   baseline  ▁▁▁        0.125          0.125  \" é\"
+read variant per token mean after edits max at
+baseball steered ▁██ 6.667 10 token 1
+cav:two steered ▁██ 6.667 10 token 1
+|Δ|/|x| at blocks.1.hook_resid_post steered ▁▁▁ 0.25 0.25 token 1
+KL to unsteered steered ▁▁▁ 0.125 0.125 \" é\"
 ";
     let squeeze = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     assert_eq!(squeeze(run.ok()), squeeze(expected));
