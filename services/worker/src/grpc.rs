@@ -89,6 +89,30 @@ impl ModelWorkerService for WorkerService {
             .await?;
         Ok(Response::new(response))
     }
+
+    type CaptureActivationsStream =
+        Pin<Box<dyn Stream<Item = Result<v1::CaptureActivationsResponse, Status>> + Send>>;
+
+    async fn capture_activations(
+        &self,
+        _: Request<tonic::Streaming<v1::CaptureActivationsRequest>>,
+    ) -> Result<Response<Self::CaptureActivationsStream>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn score_text(
+        &self,
+        _: Request<v1::ScoreTextRequest>,
+    ) -> Result<Response<v1::ScoreTextResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn project_direction(
+        &self,
+        _: Request<v1::ProjectDirectionRequest>,
+    ) -> Result<Response<v1::ProjectDirectionResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
 }
 
 fn piece(codec: &TextCodec, id: u32) -> v1::TokenPiece {
@@ -125,6 +149,7 @@ fn respond(accepted: Accepted, worker: &Worker) -> GenerateStream {
         effective_sampling: Some(sampling.to_wire()),
         model_id: worker.model_id.clone(),
         warnings,
+        ..Default::default()
     };
     let started = v1::generate_response::Event::Started(started);
     let codec = worker.codec.clone();
@@ -163,6 +188,7 @@ fn to_wire(token: TokenEvent, codec: &TextCodec) -> v1::GeneratedToken {
         text,
         logprob: choice.logprob,
         top_logprobs,
+        ..Default::default()
     }
 }
 
@@ -193,6 +219,7 @@ fn report(
             mean_relative_delta: tally.mean_relative_delta(),
             merged_into: merged.map(|index| index as u32),
             edit: intervention.describe(),
+            ..Default::default()
         })
         .collect();
     let reason = match reason {
@@ -207,8 +234,10 @@ fn report(
         usage: Some(v1::Usage {
             prompt_tokens: prompt_len as u32,
             generated_tokens: generated as u32,
+            ..Default::default()
         }),
         interventions,
         text,
+        ..Default::default()
     }
 }

@@ -12,6 +12,7 @@ pub(crate) mod kv_cache;
 mod layers;
 mod load;
 mod rope;
+mod step;
 mod weights;
 
 use candle_core::Tensor;
@@ -19,14 +20,16 @@ use steering_proto::HookPoint;
 
 pub use config::{ConfigError, ModelConfig};
 pub use decoder::Model;
-pub use kv_cache::KvCache;
+pub use kv_cache::{KvCache, KvSnapshot};
 pub(crate) use load::read_gguf_header;
 pub use load::{LoadError, LoadOptions, Precision};
 pub use weights::Quantization;
 
 /// Tokens to read in one step: a chunk of each sequence that takes part.
 ///
-/// Activations are laid out flat, `[n_tokens, width]`, chunk after chunk.
+/// Activations are laid out flat, `[n_tokens, width]`, chunk after chunk. On the
+/// CPU, what a token gets is the same bit for bit whatever else is in the batch
+/// and however its sequence is cut into chunks.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
     /// At most one chunk per slot.
@@ -44,6 +47,19 @@ pub struct Chunk {
     pub tokens: Vec<u32>,
     /// Which tokens' logits are needed.
     pub logits: Logits,
+    /// What an earlier chunk computes for this one too.
+    pub shared: Option<Shared>,
+}
+
+/// Work that a chunk leaves to an earlier one, which has the same tokens at the
+/// same positions after the same past, and the same activations so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shared {
+    /// Index of an earlier chunk of the batch that shares nothing itself.
+    pub leader: usize,
+    /// Leading layers whose activations equal the leader's, `1..=n_layers`. The
+    /// chunk's rows join right before `blocks.{layers - 1}.hook_resid_post`.
+    pub layers: usize,
 }
 
 /// Which logits of a chunk are needed.
@@ -53,8 +69,8 @@ pub enum Logits {
     None,
     /// The last token's.
     Last,
-    /// Every token's.
-    All,
+    /// Those of this token of the chunk, counted from 0, and of all behind it.
+    From(usize),
 }
 
 impl Batch {
@@ -72,7 +88,7 @@ impl Batch {
             match chunk.logits {
                 Logits::None => {}
                 Logits::Last => rows.push(first + n - 1),
-                Logits::All => rows.extend(first..first + n),
+                Logits::From(token) => rows.extend(first + (token as u32).min(n)..first + n),
             }
             first += n;
         }
@@ -85,9 +101,16 @@ pub trait Hook {
     /// Whether [`Hook::apply`] is to be called at a hook point in this step.
     fn wants(&self, point: HookPoint) -> bool;
 
-    /// Sees the activations `x`, shape `[n_tokens, width]`, and returns what is
-    /// to take their place, if anything.
-    fn apply(&mut self, point: HookPoint, x: &Tensor) -> candle_core::Result<Option<Tensor>>;
+    /// Sees activations `x`, shape `[n_rows, width]`, and returns what is to take
+    /// their place, if anything. `chunks` are the indices of the batch's chunks
+    /// whose tokens the rows are, in order: not all while some are
+    /// [shared](Chunk::shared).
+    fn apply(
+        &mut self,
+        point: HookPoint,
+        x: &Tensor,
+        chunks: &[usize],
+    ) -> candle_core::Result<Option<Tensor>>;
 }
 
 /// A hook that leaves the model as it is.
@@ -99,7 +122,12 @@ impl Hook for NoHook {
         false
     }
 
-    fn apply(&mut self, _: HookPoint, _: &Tensor) -> candle_core::Result<Option<Tensor>> {
+    fn apply(
+        &mut self,
+        _: HookPoint,
+        _: &Tensor,
+        _: &[usize],
+    ) -> candle_core::Result<Option<Tensor>> {
         Ok(None)
     }
 }

@@ -145,6 +145,7 @@ fn limits(config: &Config, context_length: usize) -> v1::Limits {
         max_request_bytes: MAX_REQUEST_BYTES as u64,
         max_sequences: config.max_sequences,
         max_queued_requests: config.max_queued,
+        ..Default::default()
     }
 }
 

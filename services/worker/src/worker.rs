@@ -55,6 +55,7 @@ impl Worker {
             prompt,
             variants,
             sampling,
+            ..
         } = request;
         self.check_counts(&variants)?;
         let mut warnings = Vec::new();
@@ -245,6 +246,7 @@ impl Worker {
             has_chat_template: self.codec.has_chat_template(),
             limits: Some(self.limits),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Default::default()
         }
     }
 }

@@ -130,6 +130,7 @@ impl Sequence {
             } else {
                 Logits::None
             },
+            shared: None,
         };
         (chunk, tokens)
     }

@@ -39,12 +39,13 @@ impl Hook for StepHook<'_> {
 
     /// Rows without an edit come back bit for bit: every dtype of the model
     /// converts to f32 and back without loss.
-    fn apply(&mut self, point: HookPoint, x: &Tensor) -> Result<Option<Tensor>> {
+    fn apply(&mut self, point: HookPoint, x: &Tensor, chunks: &[usize]) -> Result<Option<Tensor>> {
         let (n, width) = x.dims2()?;
         let mut values = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let mut first = 0;
         let mut changed = false;
-        for participant in &mut self.participants {
+        for &chunk in chunks {
+            let participant = &mut self.participants[chunk];
             let len = participant.tokens.len();
             let rows = &mut values[first * width..(first + len) * width];
             changed |= participant.apply(point, rows, width);

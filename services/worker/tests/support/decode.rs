@@ -93,6 +93,7 @@ pub(crate) fn decode(
                 start: run.read,
                 tokens: run.tokens[run.read..end].to_vec(),
                 logits: if wanted { Logits::Last } else { Logits::None },
+                shared: None,
             });
             let token = |position: usize| Token {
                 id: run.tokens[position],
