@@ -294,6 +294,3 @@ fn rows_kept(window: Option<usize>, tokens: usize) -> usize {
 fn capacity_for(rows: usize) -> usize {
     (rows + rows / 4).next_multiple_of(GRAIN)
 }
-
-#[cfg(test)]
-mod tests;

@@ -168,6 +168,7 @@ mod tests {
                 scope,
                 ..Positions::all()
             },
+            gate: None,
         }
     }
 

@@ -145,6 +145,7 @@ impl Fixture {
                             operation: FeatureOperation::Set(*value),
                         },
                         positions: Positions::all(),
+                        gate: None,
                     }
                 })
                 .collect(),
@@ -172,6 +173,7 @@ impl Fixture {
                         unit: StrengthUnit::Raw,
                     },
                     positions: Positions::all(),
+                    gate: None,
                 }]
             }
         }
