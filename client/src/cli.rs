@@ -16,6 +16,7 @@ use crate::{commands, failure::hinted};
 Examples:
   steer up --model google/gemma-2-2b-it
   steer generate 'Write a haiku.' --feature baseball=525 --compare
+  steer sweep 'Write a haiku.' --feature baseball --to 600 --plot out.html
   steer features search hockey
   steer status
 
@@ -84,6 +85,10 @@ impl Globals {
 pub(crate) enum Command {
     Up(commands::up::UpArgs),
     Generate(Box<commands::generate::GenerateArgs>),
+    Chat(Box<commands::chat::ChatArgs>),
+    Sweep(Box<commands::sweep::SweepArgs>),
+    Score(Box<commands::score::ScoreArgs>),
+    Project(commands::project::ProjectArgs),
     Tokenize(commands::tokenize::TokenizeArgs),
     Features(commands::features::FeaturesArgs),
     Labels(commands::labels::LabelsArgs),

@@ -1,11 +1,16 @@
 //! The commands, one module each.
 
 pub(crate) mod cavs;
+pub(crate) mod chat;
 pub(crate) mod features;
 pub(crate) mod generate;
 pub(crate) mod labels;
+pub(crate) mod options;
+pub(crate) mod project;
 pub(crate) mod saes;
+pub(crate) mod score;
 pub(crate) mod status;
+pub(crate) mod sweep;
 pub(crate) mod tokenize;
 pub(crate) mod up;
 
@@ -16,6 +21,10 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
     match command {
         Command::Up(args) => up::run(args, &globals).await,
         Command::Generate(args) => generate::run(*args, &globals).await,
+        Command::Chat(args) => chat::run(*args, &globals).await,
+        Command::Sweep(args) => sweep::run(*args, &globals).await,
+        Command::Score(args) => score::run(*args, &globals).await,
+        Command::Project(args) => project::run(args, &globals).await,
         Command::Tokenize(args) => tokenize::run(args, &globals).await,
         Command::Features(args) => features::run(args, &globals).await,
         Command::Labels(args) => labels::run(args, &globals).await,

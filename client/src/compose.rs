@@ -2,7 +2,8 @@
 //! tables as they are, each once, and interventions refer to their rows.
 
 use crate::{
-    Amount, CavEdit, CavOperation, Client, Error, FeatureEdit, FeatureOperation, Service, v1,
+    Amount, CavEdit, CavOperation, Client, Error, FeatureEdit, FeatureOperation, Gate, Lookup,
+    Service, v1,
 };
 
 /// Most features in one `GetFeatures` call.
@@ -12,6 +13,7 @@ const FEATURES_PER_CALL: usize = 256;
 #[derive(Debug, Clone, Default)]
 pub struct GenerationBuilder {
     request: v1::GenerateRequest,
+    stop_when: Vec<v1::Condition>,
 }
 
 impl GenerationBuilder {
@@ -22,6 +24,7 @@ impl GenerationBuilder {
                 prompt: Some(prompt),
                 ..v1::GenerateRequest::default()
             },
+            stop_when: Vec::new(),
         }
     }
 
@@ -41,6 +44,28 @@ impl GenerationBuilder {
         row(&mut self.request.vectors, vector)
     }
 
+    /// Reports a readout with every token.
+    pub fn probe(&mut self, name: impl Into<String>, readout: v1::Readout) -> &mut Self {
+        let name = name.into();
+        self.request.probes.push(v1::Probe {
+            name,
+            readout: Some(readout),
+        });
+        self
+    }
+
+    /// Sets what else is reported.
+    pub fn telemetry(&mut self, telemetry: v1::Telemetry) -> &mut Self {
+        self.request.telemetry = Some(telemetry);
+        self
+    }
+
+    /// Sets the place in the queue.
+    pub fn priority(&mut self, priority: v1::Priority) -> &mut Self {
+        self.request.priority = Some(priority.into());
+        self
+    }
+
     /// Adds a variant; without any, the worker decodes one unsteered "baseline".
     pub fn variant(
         &mut self,
@@ -50,14 +75,49 @@ impl GenerationBuilder {
         self.request.variants.push(v1::Variant {
             name: name.into(),
             interventions,
-            ..Default::default()
+            stop_when: Vec::new(),
         });
         self
     }
 
+    /// Ends every variant where one of these conditions fires.
+    pub fn stop_when(&mut self, conditions: Vec<v1::Condition>) -> &mut Self {
+        self.stop_when = conditions;
+        self
+    }
+
     /// The request.
-    pub fn build(self) -> v1::GenerateRequest {
+    pub fn build(mut self) -> v1::GenerateRequest {
+        for variant in &mut self.request.variants {
+            variant.stop_when.clone_from(&self.stop_when);
+        }
         self.request
+    }
+
+    /// A request that scores a continuation instead of generating one. Sampling,
+    /// probes and telemetry have no meaning there and are left out.
+    pub fn build_score(
+        self,
+        continuation: v1::score_text_request::Continuation,
+    ) -> v1::ScoreTextRequest {
+        let v1::GenerateRequest {
+            prompt,
+            features,
+            vectors,
+            variants,
+            sampling: _,
+            probes: _,
+            telemetry: _,
+            priority,
+        } = self.request;
+        v1::ScoreTextRequest {
+            prompt,
+            continuation: Some(continuation),
+            features,
+            vectors,
+            variants,
+            priority,
+        }
     }
 }
 
@@ -84,12 +144,22 @@ pub struct Steering {
     pub cav_hook: Option<String>,
     /// Tokens that every edit applies to; none = all.
     pub positions: Option<v1::Positions>,
+    /// Where, among these, every edit applies; none = everywhere.
+    pub gate: Option<Gate>,
 }
 
 impl Steering {
     /// Whether there is no edit.
     pub fn is_empty(&self) -> bool {
         self.features.is_empty() && self.cavs.is_empty()
+    }
+
+    /// Where names are looked up.
+    pub fn lookup(&self) -> Lookup<'_> {
+        Lookup {
+            default_sae: self.default_sae.as_deref(),
+            cav_hook: self.cav_hook.as_deref(),
+        }
     }
 }
 
@@ -121,11 +191,16 @@ impl Client {
                 edits.push(vector_edit(edit.operation, vector, hook_name));
             }
         }
-        let positions = &steering.positions;
+        let gate = match &steering.gate {
+            Some(gate) if !edits.is_empty() => {
+                Some(self.resolve_gate(gate, steering.lookup(), builder).await?)
+            }
+            _ => None,
+        };
         let intervention = |edit| v1::Intervention {
             edit: Some(edit),
-            positions: positions.clone(),
-            ..Default::default()
+            positions: steering.positions.clone(),
+            gate: gate.clone(),
         };
         Ok(edits.into_iter().map(intervention).collect())
     }
@@ -137,16 +212,7 @@ fn feature_edit(
     builder: &mut GenerationBuilder,
 ) -> Result<v1::intervention::Edit, Error> {
     use v1::feature_edit::Operation;
-    let resolve = |amount: Amount| {
-        amount
-            .resolve(feature.max_activation)
-            .ok_or_else(|| Error::NoMaxActivation {
-                feature: format!(
-                    "{}#{} ({:?})",
-                    feature.sae_id, feature.feature_index, feature.label
-                ),
-            })
-    };
+    let resolve = |amount| activation(amount, &feature);
     let operation = match edit.operation {
         FeatureOperation::Set(amount) => Operation::Set(resolve(amount)?),
         FeatureOperation::Min(amount) => Operation::Min(resolve(amount)?),
@@ -158,6 +224,17 @@ fn feature_edit(
         feature: builder.feature(feature),
         operation: Some(operation),
     }))
+}
+
+/// An amount of a feature's activation.
+pub(crate) fn activation(amount: Amount, feature: &v1::SaeFeature) -> Result<f32, Error> {
+    let resolved = amount.resolve(feature.max_activation);
+    resolved.ok_or_else(|| Error::NoMaxActivation {
+        feature: format!(
+            "{}#{} ({:?})",
+            feature.sae_id, feature.feature_index, feature.label
+        ),
+    })
 }
 
 fn vector_edit(operation: CavOperation, vector: u32, hook_name: String) -> v1::intervention::Edit {
@@ -186,7 +263,10 @@ fn vector_edit(operation: CavOperation, vector: u32, hook_name: String) -> v1::i
 }
 
 /// The hook points and vectors of a CAV to use.
-fn directions(cav: v1::Cav, hook: Option<&str>) -> Result<Vec<(String, v1::Vector)>, Error> {
+pub(crate) fn directions(
+    cav: v1::Cav,
+    hook: Option<&str>,
+) -> Result<Vec<(String, v1::Vector)>, Error> {
     let v1::Cav {
         name, directions, ..
     } = cav;

@@ -78,6 +78,19 @@ pub enum FeatureOperation {
     Scale(f32),
 }
 
+impl fmt::Display for FeatureEdit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { feature, operation } = self;
+        match operation {
+            FeatureOperation::Set(amount) => write!(f, "{feature}:set={amount}"),
+            FeatureOperation::Min(amount) => write!(f, "{feature}:min={amount}"),
+            FeatureOperation::Max(amount) => write!(f, "{feature}:max={amount}"),
+            FeatureOperation::Add(amount) => write!(f, "{feature}:add={amount}"),
+            FeatureOperation::Scale(factor) => write!(f, "{feature}:scale={factor}"),
+        }
+    }
+}
+
 /// An amount of feature activation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Amount {
@@ -85,6 +98,15 @@ pub enum Amount {
     Raw(f32),
     /// A fraction of the largest activation the registry knows.
     OfMax(f32),
+}
+
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Raw(value) => value.fmt(f),
+            Self::OfMax(fraction) => write!(f, "{fraction}max"),
+        }
+    }
 }
 
 impl Amount {
@@ -123,4 +145,75 @@ pub enum CavOperation {
         /// Upper bound.
         upper: Option<f32>,
     },
+}
+
+impl fmt::Display for CavEdit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bound = |bound: &Option<f32>| bound.map_or(String::new(), |bound| bound.to_string());
+        let Self { cav, operation } = self;
+        match operation {
+            CavOperation::Add(strength) => write!(f, "{cav}:add={strength}"),
+            CavOperation::AddOfNorm(fraction) => write!(f, "{cav}:add={fraction}norm"),
+            CavOperation::Ablate => write!(f, "{cav}:ablate"),
+            CavOperation::Clamp { lower, upper } => {
+                write!(f, "{cav}:clamp={}..{}", bound(lower), bound(upper))
+            }
+        }
+    }
+}
+
+/// A scalar that is read at every token, by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readout {
+    /// Activation of an SAE feature.
+    Feature(FeatureSelector),
+    /// `x · v` with a CAV's vector, at the CAV's hook point.
+    Cav(String),
+}
+
+impl fmt::Display for Readout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Feature(feature) => feature.fmt(f),
+            Self::Cav(cav) => write!(f, "cav:{cav}"),
+        }
+    }
+}
+
+/// Fires at a token where a readout is beyond a threshold.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Condition {
+    /// What is compared.
+    pub readout: Readout,
+    /// With what, and on which side.
+    pub comparison: Comparison,
+}
+
+/// When a readout is beyond its threshold.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Comparison {
+    /// Where it is greater.
+    Above(Amount),
+    /// Where it is less.
+    Below(Amount),
+}
+
+/// Opens edits where, or from where, a condition fires.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gate {
+    /// What opens it.
+    pub condition: Condition,
+    /// How long it stays open.
+    pub mode: GateMode,
+}
+
+/// How long a gate stays open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GateMode {
+    /// At the tokens where the condition fires.
+    While,
+    /// From the first such token on.
+    Once,
+    /// For this many tokens, the one that fired included.
+    For(u32),
 }

@@ -75,6 +75,14 @@ pub enum Error {
         /// Hook points the CAV has directions at.
         available: Vec<String>,
     },
+    /// A CAV with several directions where one is needed.
+    #[error("CAV {cav:?} has directions at {}; reading needs one of them", .available.join(", "))]
+    SeveralDirections {
+        /// The CAV.
+        cav: String,
+        /// Hook points the CAV has directions at.
+        available: Vec<String>,
+    },
 }
 
 impl Error {

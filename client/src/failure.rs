@@ -95,6 +95,7 @@ pub(crate) fn from_client(error: &Error) -> Failure {
             error,
             "leave --hook out to use every direction, or name one of these hook points",
         ),
+        Error::SeveralDirections { .. } => with_hint(error, "pick one with --hook"),
         Error::Contract { .. } => with_hint(
             error,
             "the service may be of another version: `steer status` shows both",

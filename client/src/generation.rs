@@ -111,6 +111,10 @@ pub struct Transcript {
     pub effective_sampling: v1::Sampling,
     /// Things to know that are not errors.
     pub warnings: Vec<String>,
+    /// Names of the probes, in the order of their values in readings.
+    pub probe_names: Vec<String>,
+    /// Hook points that are edited, in the order that readings count them.
+    pub edited_hook_names: Vec<String>,
     /// In order of their index.
     pub variants: Vec<VariantTranscript>,
 }
@@ -124,10 +128,18 @@ pub struct VariantTranscript {
     pub token_ids: Vec<u32>,
     /// Natural log of each token's probability.
     pub logprobs: Vec<f32>,
+    /// What each token added to the text; whole characters only, so it can be empty.
+    pub pieces: Vec<String>,
+    /// KL(steered ‖ unsteered) of each token's distribution, if asked for.
+    pub kl_divergence: Vec<f32>,
+    /// What was read and edited at each token the model read, if asked for.
+    pub readings: Vec<v1::Reading>,
     /// The text, whole once the variant has finished.
     pub text: String,
     /// Why it ended; unspecified until it has.
     pub finish_reason: v1::FinishReason,
+    /// Index of the stop condition that ended it, if one did.
+    pub stop_condition: Option<u32>,
     /// Tokens read and written, once it has finished.
     pub usage: v1::Usage,
     /// What was done to the model, once it has finished.
@@ -144,6 +156,9 @@ impl Transcript {
                     variant.token_ids.push(token.token_id);
                     variant.logprobs.push(token.logprob);
                     variant.text.push_str(&token.text);
+                    variant.pieces.push(token.text.clone());
+                    variant.kl_divergence.extend(token.kl_divergence);
+                    variant.readings.extend_from_slice(&token.readings);
                 }
             }
             Event::Finished(finished) => {
@@ -152,6 +167,8 @@ impl Transcript {
                     variant.finish_reason = finished.finish_reason();
                     variant.usage = finished.usage.unwrap_or_default();
                     variant.interventions.clone_from(&finished.interventions);
+                    variant.readings.extend_from_slice(&finished.readings);
+                    variant.stop_condition = finished.stop_condition;
                 }
             }
         }
@@ -168,6 +185,8 @@ impl Transcript {
             seed: started.seed,
             effective_sampling: started.effective_sampling.clone().unwrap_or_default(),
             warnings: started.warnings.clone(),
+            probe_names: started.probe_names.clone(),
+            edited_hook_names: started.edited_hook_names.clone(),
             variants: started.variant_names.iter().map(variant).collect(),
         };
     }

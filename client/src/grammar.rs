@@ -7,12 +7,17 @@
 //! feature      = [[sae] "::"] ("#" index | label)
 //! CAV edit     = cav [":add"] "=" (number | number "norm")
 //!              | cav ":ablate" | cav ":clamp=" [number] ".." [number]
+//! readout      = feature | "cav:" cav
+//! condition    = readout (">" | "<") amount                   ("max" for features only)
+//! gate         = condition [":while" | ":once" | ":for=" tokens]   (default "while")
 //! ```
 //!
 //! Labels may contain anything. The value is what follows the last `=`. A label
 //! that ends in `:op` needs the operation spelled out (`label:max:set=3`); one
 //! that contains `::` needs an empty SAE in front (`::std::vector=3`), because an
-//! SAE's name in front of the first `::` is taken as one.
+//! SAE's name in front of the first `::` is taken as one. The same goes for a label
+//! that starts with `cav:` where a readout is expected. A threshold is what follows
+//! the last `>` or `<`.
 
 use std::str::FromStr;
 
@@ -177,5 +182,6 @@ fn error(text: String) -> GrammarError {
     GrammarError(text)
 }
 
+mod conditions;
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,7 @@
 //! # }
 //! ```
 
+pub mod capture;
 pub mod compose;
 pub mod connection;
 pub mod edit;
@@ -34,18 +35,22 @@ pub mod generation;
 mod grammar;
 pub mod listing;
 pub mod prompt;
+mod readout;
 mod registry;
 mod worker;
 
+pub use capture::CaptureStream;
 pub use compose::{GenerationBuilder, Steering};
 pub use connection::{Client, Endpoints, Health};
 pub use edit::{
-    Amount, CavEdit, CavOperation, FeatureEdit, FeatureKey, FeatureOperation, FeatureSelector,
+    Amount, CavEdit, CavOperation, Comparison, Condition, FeatureEdit, FeatureKey,
+    FeatureOperation, FeatureSelector, Gate, GateMode, Readout,
 };
 pub use error::{Error, Service};
 pub use files::{FileSet, ImportEvent, ImportStream};
 pub use generation::{GenerationStream, Transcript, VariantTranscript};
 pub use grammar::GrammarError;
 pub use listing::Listing;
+pub use readout::Lookup;
 /// The wire contract.
 pub use steering_proto::v1;

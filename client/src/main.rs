@@ -12,6 +12,7 @@ mod output;
 mod process;
 mod progress;
 mod report;
+mod series;
 mod table;
 mod views;
 

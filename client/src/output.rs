@@ -15,6 +15,15 @@ pub(crate) fn write(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
+/// Writes text of a model: as it is for a pipe, made safe for a terminal.
+pub(crate) fn text(text: &str) -> io::Result<()> {
+    if is_terminal() {
+        write(&printable(text))
+    } else {
+        write(text)
+    }
+}
+
 /// Writes a line to standard output.
 pub(crate) fn line(text: impl Display) -> io::Result<()> {
     write(&format!("{text}\n"))

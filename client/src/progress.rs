@@ -22,6 +22,13 @@ pub(crate) fn bytes(total: u64, message: &'static str) -> ProgressBar {
         .with_message(message)
 }
 
+/// A bar over tokens whose number becomes known later.
+pub(crate) fn tokens(message: &'static str) -> ProgressBar {
+    ProgressBar::no_length()
+        .with_style(style("{msg} {wide_bar} {pos}/{len} tokens, {per_sec}"))
+        .with_message(message)
+}
+
 /// Counts bytes on a bar.
 pub(crate) fn on_bytes(bar: &ProgressBar) -> OnBytes {
     let bar = bar.clone();

@@ -10,23 +10,44 @@ pub(crate) struct Document<'a> {
     model: &'a str,
     prompt_token_ids: &'a [u32],
     seed: u64,
+    probes: &'a [String],
     variants: Vec<VariantDocument<'a>>,
     warnings: &'a [String],
 }
 
+/// What one variant said, as every command that generates prints it.
 #[derive(Debug, Serialize)]
-struct VariantDocument<'a> {
+pub(crate) struct VariantDocument<'a> {
     name: &'a str,
     token_ids: &'a [u32],
     logprobs: &'a [f32],
     text: &'a str,
     finish_reason: &'static str,
+    stop_condition: Option<u32>,
     interventions: Vec<InterventionDocument<'a>>,
     usage: UsageDocument,
+    readings: Vec<ReadingDocument<'a>>,
+    kl_divergence: &'a [f32],
 }
 
 #[derive(Debug, Serialize)]
-struct InterventionDocument<'a> {
+struct ReadingDocument<'a> {
+    position: u32,
+    token_id: u32,
+    before: &'a [f32],
+    after: &'a [f32],
+    edit_norms: Vec<EditNormDocument<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct EditNormDocument<'a> {
+    hook_name: Option<&'a str>,
+    relative_norm: f32,
+}
+
+/// What one intervention did.
+#[derive(Debug, Serialize)]
+pub(crate) struct InterventionDocument<'a> {
     hook_name: &'a str,
     payload_name: &'a str,
     payload_digest: &'a str,
@@ -35,12 +56,14 @@ struct InterventionDocument<'a> {
     positions_changed: u64,
     mean_relative_delta: f32,
     merged_into: Option<u32>,
+    gate_firings: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
 struct UsageDocument {
     prompt_tokens: u32,
     generated_tokens: u32,
+    shared_prompt_tokens: u32,
 }
 
 impl<'a> From<&'a Transcript> for Document<'a> {
@@ -49,29 +72,64 @@ impl<'a> From<&'a Transcript> for Document<'a> {
             model: &transcript.model_id,
             prompt_token_ids: &transcript.prompt_token_ids,
             seed: transcript.seed,
-            variants: transcript.variants.iter().map(Into::into).collect(),
+            probes: &transcript.probe_names,
+            variants: transcript
+                .variants
+                .iter()
+                .map(|variant| VariantDocument::new(transcript, variant))
+                .collect(),
             warnings: &transcript.warnings,
         }
     }
 }
 
-impl<'a> From<&'a VariantTranscript> for VariantDocument<'a> {
-    fn from(variant: &'a VariantTranscript) -> Self {
+impl<'a> VariantDocument<'a> {
+    pub(crate) fn new(transcript: &'a Transcript, variant: &'a VariantTranscript) -> Self {
         let v1::Usage {
             prompt_tokens,
             generated_tokens,
+            shared_prompt_tokens,
         } = variant.usage;
+        let hooks = &transcript.edited_hook_names;
+        let reading = |reading| ReadingDocument::new(hooks, reading);
         Self {
             name: &variant.name,
             token_ids: &variant.token_ids,
             logprobs: &variant.logprobs,
             text: &variant.text,
             finish_reason: finish_reason(variant.finish_reason),
+            stop_condition: variant.stop_condition,
             interventions: variant.interventions.iter().map(Into::into).collect(),
             usage: UsageDocument {
                 prompt_tokens,
                 generated_tokens,
+                shared_prompt_tokens,
             },
+            readings: variant.readings.iter().map(reading).collect(),
+            kl_divergence: &variant.kl_divergence,
+        }
+    }
+}
+
+impl<'a> ReadingDocument<'a> {
+    fn new(hooks: &'a [String], reading: &'a v1::Reading) -> Self {
+        let v1::Reading {
+            position,
+            token_id,
+            before,
+            after,
+            edit_norms,
+        } = reading;
+        let norm = |norm: &v1::EditNorm| EditNormDocument {
+            hook_name: hooks.get(norm.hook as usize).map(String::as_str),
+            relative_norm: norm.relative_norm,
+        };
+        Self {
+            position: *position,
+            token_id: *token_id,
+            before,
+            after,
+            edit_norms: edit_norms.iter().map(norm).collect(),
         }
     }
 }
@@ -87,6 +145,7 @@ impl<'a> From<&'a v1::InterventionReport> for InterventionDocument<'a> {
             mean_relative_delta,
             merged_into,
             edit,
+            gate_firings,
         } = report;
         Self {
             hook_name,
@@ -97,6 +156,7 @@ impl<'a> From<&'a v1::InterventionReport> for InterventionDocument<'a> {
             positions_changed: *positions_changed,
             mean_relative_delta: *mean_relative_delta,
             merged_into: *merged_into,
+            gate_firings: *gate_firings,
         }
     }
 }
@@ -109,6 +169,7 @@ pub(crate) fn finish_reason(reason: v1::FinishReason) -> &'static str {
         v1::FinishReason::Stop => "stop",
         v1::FinishReason::MaxNewTokens => "max_new_tokens",
         v1::FinishReason::ContextLength => "context_length",
+        v1::FinishReason::Condition => "condition",
     }
 }
 
@@ -116,25 +177,32 @@ pub(crate) fn finish_reason(reason: v1::FinishReason) -> &'static str {
 pub(crate) fn lines(transcript: &Transcript) -> Vec<String> {
     let mut lines = vec![run_line(transcript)];
     for variant in &transcript.variants {
-        for report in &variant.interventions {
-            lines.push(intervention_line(&variant.name, report));
-        }
+        let line = |report| intervention_line(&variant.name, report);
+        lines.extend(variant.interventions.iter().map(line));
     }
     lines
 }
 
 fn run_line(transcript: &Transcript) -> String {
     let variant = |variant: &VariantTranscript| {
+        let why = match variant.stop_condition {
+            Some(index) => format!("condition {index}"),
+            None => finish_reason(variant.finish_reason).to_owned(),
+        };
         format!(
-            "{} {} tokens ({})",
+            "{} {} tokens ({why})",
             variant.name,
-            variant.token_ids.len(),
-            finish_reason(variant.finish_reason)
+            variant.token_ids.len()
         )
     };
     let variants: Vec<String> = transcript.variants.iter().map(variant).collect();
+    let usage = transcript.variants.iter().map(|variant| variant.usage);
+    let shared = match usage.map(|usage| usage.shared_prompt_tokens).sum::<u32>() {
+        0 => String::new(),
+        shared => format!(" ({shared} reused)"),
+    };
     format!(
-        "{} · seed {} · {} prompt tokens · {}",
+        "{} · seed {} · {} prompt tokens{shared} · {}",
         transcript.model_id,
         transcript.seed,
         transcript.prompt_token_ids.len(),
@@ -142,18 +210,22 @@ fn run_line(transcript: &Transcript) -> String {
     )
 }
 
-fn intervention_line(variant: &str, report: &v1::InterventionReport) -> String {
+pub(crate) fn intervention_line(variant: &str, report: &v1::InterventionReport) -> String {
     let what = format!(
         "{variant}: {:?} {} at {}",
         report.payload_name, report.edit, report.hook_name
     );
-    match report.merged_into {
-        Some(earlier) => format!("{what} · counted with edit {earlier}"),
-        None => format!(
-            "{what} · changed {} of {} positions · mean |Δ|/|x| {:.3}",
-            report.positions_changed, report.positions_touched, report.mean_relative_delta
-        ),
+    if let Some(earlier) = report.merged_into {
+        return format!("{what} · counted with edit {earlier}");
     }
+    let gate = match report.gate_firings {
+        Some(firings) => format!(" · gate fired {firings} times"),
+        None => String::new(),
+    };
+    format!(
+        "{what} · changed {} of {} positions · mean |Δ|/|x| {:.3}{gate}",
+        report.positions_changed, report.positions_touched, report.mean_relative_delta
+    )
 }
 
 #[cfg(test)]
@@ -170,6 +242,7 @@ mod tests {
             mean_relative_delta: 0.25,
             merged_into: None,
             edit: "set 525".to_owned(),
+            gate_firings: Some(3),
         };
         let merged = v1::InterventionReport {
             merged_into: Some(0),
@@ -183,14 +256,30 @@ mod tests {
                 name: "steered".to_owned(),
                 token_ids: vec![7],
                 logprobs: vec![-0.1],
+                pieces: vec!["é".to_owned()],
                 text: "é".to_owned(),
-                finish_reason: v1::FinishReason::MaxNewTokens,
+                finish_reason: v1::FinishReason::Condition,
+                stop_condition: Some(0),
                 usage: v1::Usage {
                     prompt_tokens: 2,
                     generated_tokens: 1,
+                    shared_prompt_tokens: 1,
                 },
                 interventions: vec![report, merged],
+                readings: vec![v1::Reading {
+                    position: 1,
+                    token_id: 5,
+                    before: vec![0.5],
+                    after: vec![525.0],
+                    edit_norms: vec![v1::EditNorm {
+                        hook: 0,
+                        relative_norm: 0.25,
+                    }],
+                }],
+                kl_divergence: vec![1.5],
             }],
+            probe_names: vec!["baseball".to_owned()],
+            edited_hook_names: vec!["blocks.1.hook_resid_post".to_owned()],
             ..Transcript::default()
         }
     }
@@ -202,15 +291,18 @@ mod tests {
             text,
             concat!(
                 r#"{"model":"tiny","prompt_token_ids":[2,5],"seed":18446744073709551615,"#,
-                r#""variants":[{"name":"steered","token_ids":[7],"logprobs":[-0.1],"text":"é","#,
-                r#""finish_reason":"max_new_tokens","interventions":["#,
+                r#""probes":["baseball"],"variants":[{"name":"steered","token_ids":[7],"logprobs":[-0.1],"text":"é","#,
+                r#""finish_reason":"condition","stop_condition":0,"interventions":["#,
                 r#"{"hook_name":"blocks.1.hook_resid_post","payload_name":"baseball","#,
                 r#""payload_digest":"ab","edit":"set 525","positions_touched":9,"#,
-                r#""positions_changed":8,"mean_relative_delta":0.25,"merged_into":null},"#,
+                r#""positions_changed":8,"mean_relative_delta":0.25,"merged_into":null,"gate_firings":3},"#,
                 r#"{"hook_name":"blocks.1.hook_resid_post","payload_name":"baseball","#,
                 r#""payload_digest":"ab","edit":"set 525","positions_touched":9,"#,
-                r#""positions_changed":8,"mean_relative_delta":0.25,"merged_into":0}],"#,
-                r#""usage":{"prompt_tokens":2,"generated_tokens":1}}],"warnings":[]}"#,
+                r#""positions_changed":8,"mean_relative_delta":0.25,"merged_into":0,"gate_firings":3}],"#,
+                r#""usage":{"prompt_tokens":2,"generated_tokens":1,"shared_prompt_tokens":1},"#,
+                r#""readings":[{"position":1,"token_id":5,"before":[0.5],"after":[525.0],"#,
+                r#""edit_norms":[{"hook_name":"blocks.1.hook_resid_post","relative_norm":0.25}]}],"#,
+                r#""kl_divergence":[1.5]}],"warnings":[]}"#,
             )
         );
     }
@@ -228,10 +320,10 @@ mod tests {
         assert_eq!(
             lines(&transcript()),
             [
-                "tiny · seed 18446744073709551615 · 2 prompt tokens · \
-                 steered 1 tokens (max_new_tokens)",
+                "tiny · seed 18446744073709551615 · 2 prompt tokens (1 reused) · \
+                 steered 1 tokens (condition 0)",
                 "steered: \"baseball\" set 525 at blocks.1.hook_resid_post · \
-                 changed 8 of 9 positions · mean |Δ|/|x| 0.250",
+                 changed 8 of 9 positions · mean |Δ|/|x| 0.250 · gate fired 3 times",
                 "steered: \"baseball\" set 525 at blocks.1.hook_resid_post · \
                  counted with edit 0",
             ]

@@ -11,22 +11,22 @@ const GAP: &str = "  ";
 /// Rows under headings.
 #[derive(Debug)]
 pub(crate) struct Table {
-    headings: Vec<&'static str>,
+    headings: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub(crate) fn new(headings: &[&'static str]) -> Self {
+    pub(crate) fn new(headings: &[&str]) -> Self {
         Self {
-            headings: headings.to_vec(),
+            headings: headings.iter().map(|&heading| heading.to_owned()).collect(),
             rows: Vec::new(),
         }
     }
 
     /// Adds a row; cells become one line each.
-    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         let clean = |cell: String| output::printable(&cell).replace(['\n', '\t'], " ");
-        self.rows.push(cells.map(clean).to_vec());
+        self.rows.push(cells.into_iter().map(clean).collect());
     }
 
     /// Writes the table to standard output, or says that there is nothing.
@@ -43,9 +43,8 @@ impl Table {
     }
 
     fn render(&self, width: Option<usize>) -> Vec<String> {
-        let headings: Vec<String> = self.headings.iter().map(|&h| h.to_owned()).collect();
-        let lines = || std::iter::once(&headings).chain(&self.rows);
-        let mut widths: Vec<usize> = (0..headings.len())
+        let lines = || std::iter::once(&self.headings).chain(&self.rows);
+        let mut widths: Vec<usize> = (0..self.headings.len())
             .map(|i| {
                 lines()
                     .map(|row| measure_text_width(&row[i]))

@@ -1,13 +1,12 @@
 //! `steer generate`.
 
-use std::io::Read;
-
-use clap::{ArgGroup, Args, ValueEnum};
+use clap::{ArgGroup, Args};
 use steering_client::{
-    CavEdit, FeatureEdit, GenerationBuilder, GenerationStream, Steering, Transcript, prompt, v1,
+    CavEdit, FeatureEdit, GenerationBuilder, GenerationStream, Steering, Transcript,
 };
 
-use crate::{cli::Globals, failure::hinted, output, report};
+use super::options::{ObserveOptions, PlaceOptions, PromptOptions, SamplingOptions};
+use crate::{cli::Globals, output, report, series};
 
 mod view;
 
@@ -16,7 +15,9 @@ use view::View;
 /// Generate text, steered or not, as it comes.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("edits").multiple(true))]
-#[command(after_long_help = FEATURE_HELP, after_help = EXAMPLES)]
+#[command(group = ArgGroup::new("named").multiple(true))]
+#[command(group = ArgGroup::new("readings").multiple(true))]
+#[command(after_long_help = LONG_HELP, after_help = EXAMPLES)]
 pub(crate) struct GenerateArgs {
     /// What the model reads: one user message for its chat template; `-` = standard input.
     prompt: String,
@@ -24,8 +25,41 @@ pub(crate) struct GenerateArgs {
     prompt_options: PromptOptions,
     #[command(flatten)]
     edits: EditOptions,
+    /// Decode without the edits too, in the same batch, and show both.
+    #[arg(long, requires = "edits", help_heading = "Steering")]
+    compare: bool,
+    #[command(flatten)]
+    observe: ObserveOptions,
     #[command(flatten)]
     sampling: SamplingOptions,
+}
+
+/// Edits, and where they apply.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Steering")]
+pub(crate) struct EditOptions {
+    /// Edit an SAE feature; may be repeated. `steer generate --help` has all forms.
+    #[arg(long = "feature", value_name = "LABEL=VALUE", groups = ["edits", "named"])]
+    features: Vec<FeatureEdit>,
+    /// Edit with a concept activation vector; may be repeated.
+    #[arg(long = "cav", value_name = "NAME=STRENGTH", groups = ["edits", "named"])]
+    cavs: Vec<CavEdit>,
+    #[command(flatten)]
+    place: PlaceOptions,
+}
+
+impl EditOptions {
+    /// The edits by name, features of no SAE being those of `default_sae`.
+    pub(crate) fn steering(self, default_sae: Option<String>) -> Steering {
+        Steering {
+            positions: self.place.positions(),
+            features: self.features,
+            cavs: self.cavs,
+            default_sae,
+            cav_hook: self.place.hook,
+            gate: self.place.when,
+        }
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -34,14 +68,17 @@ Examples:
   steer generate 'Write a haiku.' --feature baseball=525 --compare --seed 7
   steer generate 'I would like to tell you about' --raw --cav rec.sport.baseball=1000
   steer generate 'Tell me a story.' --feature '#33641:scale=0.5' --cav space:ablate
+  steer generate 'Tell me a story.' --feature baseball=300 --when 'hockey>5' --probe hockey
   echo 'Write a haiku.' | steer generate - --json";
 
-const FEATURE_HELP: &str = "\
+const LONG_HELP: &str = "\
 Examples:
   steer generate 'Write a haiku.' --feature baseball=525
   steer generate 'Write a haiku.' --feature baseball=525 --compare --seed 7
   steer generate 'I would like to tell you about' --raw --cav rec.sport.baseball=1000
   steer generate 'Tell me a story.' --feature '#33641:scale=0.5' --cav space:ablate
+  steer generate 'Tell me a story.' --feature baseball=300 --when 'hockey>5:for=8' --probe hockey
+  steer generate 'Tell me a story.' --feature baseball=300 --stop-when 'cav:rec.autos>3' --kl
   echo 'Write a haiku.' | steer generate - --json
 
 Features, --feature:
@@ -64,217 +101,38 @@ Concept activation vectors, --cav:
   NAME:clamp=LO..HI  keep the projection within bounds (LO.. and ..HI: one bound)
   NAME@DIGEST names one version. A CAV with several directions acts at each of them.
 
+Readouts, --when, --stop-when and --probe, read before the edits of their hook point:
+  LABEL, #INDEX, SAE::LABEL  activation of a feature
+  cav:NAME                   x . v with the CAV's vector, at its hook point or --hook
+  READOUT>VALUE, READOUT<VALUE compare strictly; VALUE may be 0.5max for a feature.
+  --when gates every edit: READOUT>VALUE[:while] where it holds, :once from the first
+  token where it does, :for=N at that token and on, N in all. With --stop-when the token
+  that fired is still part of the text.
+
 JSON, --json: one object
-  {\"model\", \"prompt_token_ids\", \"seed\", \"variants\": [{\"name\", \"token_ids\",
-  \"logprobs\", \"text\", \"finish_reason\": \"eos\" | \"stop\" | \"max_new_tokens\" |
-  \"context_length\", \"interventions\": [{\"hook_name\", \"payload_name\",
-  \"payload_digest\", \"edit\", \"positions_touched\", \"positions_changed\",
-  \"mean_relative_delta\", \"merged_into\"}], \"usage\"}], \"warnings\"}";
-
-/// How a text becomes a prompt.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Prompt")]
-pub(crate) struct PromptOptions {
-    /// Send the text without the chat template (the tokenizer still adds BOS).
-    #[arg(long, conflicts_with_all = ["system", "add_generation_prompt"])]
-    raw: bool,
-    /// Append the template's opening of the assistant's turn.
-    #[arg(long)]
-    add_generation_prompt: bool,
-    /// A system message in front, where the template has one.
-    #[arg(long, value_name = "TEXT")]
-    system: Option<String>,
-}
-
-impl PromptOptions {
-    /// The prompt; `-` is read from standard input, its final line break left out.
-    pub(crate) fn prompt(&self, text: &str) -> anyhow::Result<v1::Prompt> {
-        let text = if text == "-" {
-            let mut text = std::io::read_to_string(std::io::stdin().lock().by_ref())?;
-            text.truncate(text.strip_suffix('\n').unwrap_or(&text).len());
-            text
-        } else {
-            text.to_owned()
-        };
-        if text.is_empty() {
-            return Err(hinted(
-                "the prompt is empty",
-                "give the model a text to go on from",
-            ));
-        }
-        if self.raw {
-            return Ok(prompt::text(text));
-        }
-        let system = self.system.as_deref();
-        let system = system.map(|content| prompt::message("system", content));
-        let messages = system.into_iter().chain([prompt::message("user", text)]);
-        Ok(prompt::chat(messages.collect(), self.add_generation_prompt))
-    }
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Steering")]
-struct EditOptions {
-    /// Edit an SAE feature; may be repeated. See the long help for all forms.
-    #[arg(long = "feature", value_name = "LABEL=VALUE", group = "edits")]
-    features: Vec<FeatureEdit>,
-    /// Edit with a concept activation vector; may be repeated.
-    #[arg(long = "cav", value_name = "NAME=STRENGTH", group = "edits")]
-    cavs: Vec<CavEdit>,
-    /// Hook point for the CAVs instead of their own.
-    #[arg(long, value_name = "NAME", requires = "cavs")]
-    hook: Option<String>,
-    /// Decode without the edits too, in the same batch, and show both.
-    #[arg(long, requires = "edits")]
-    compare: bool,
-    /// Tokens that are edited [default: all].
-    #[arg(long, value_enum, requires = "edits")]
-    positions: Option<Scope>,
-    /// Edit only positions START to END - 1, counted from BOS = 0; either may be left out.
-    #[arg(long, value_name = "START:END", requires = "edits", value_parser = parse_window)]
-    window: Option<v1::PositionWindow>,
-    /// Leave BOS, EOS, turn markers and other special tokens as they are.
-    #[arg(long, requires = "edits")]
-    skip_special_tokens: bool,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Scope {
-    /// Prompt and generated tokens.
-    All,
-    /// Prompt tokens only.
-    Prompt,
-    /// Generated tokens only.
-    Generated,
-}
-
-impl EditOptions {
-    fn positions(&self) -> Option<v1::Positions> {
-        let scope = match self.positions {
-            None if self.window.is_none() && !self.skip_special_tokens => return None,
-            None | Some(Scope::All) => v1::PositionScope::All,
-            Some(Scope::Prompt) => v1::PositionScope::Prompt,
-            Some(Scope::Generated) => v1::PositionScope::Generated,
-        };
-        Some(v1::Positions {
-            scope: scope.into(),
-            window: self.window,
-            skip_special_tokens: self.skip_special_tokens,
-            token_ids: Vec::new(),
-        })
-    }
-}
-
-fn parse_window(text: &str) -> Result<v1::PositionWindow, String> {
-    let parse = |bound: &str| match bound {
-        "" => Ok(None),
-        bound => bound
-            .parse()
-            .map(Some)
-            .map_err(|_| format!("{bound:?} is not a position")),
-    };
-    let (start, end) = text
-        .split_once(':')
-        .ok_or("write START:END, START: or :END")?;
-    let (start, end) = (parse(start)?.unwrap_or(0), parse(end)?);
-    if end.is_some_and(|end: u32| end <= start) {
-        return Err("END must be above START: the window is half-open and not empty".to_owned());
-    }
-    Ok(v1::PositionWindow { start, end })
-}
-
-/// Options left out are the model's own defaults (generation_config.json).
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Sampling (default: the model's generation_config.json)")]
-struct SamplingOptions {
-    /// Seed of the sampler; drawn and reported when left out.
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-    /// Divides the logits; 0 = greedy.
-    #[arg(long, value_name = "T")]
-    temperature: Option<f32>,
-    /// Keep the K most likely tokens; 0 = all.
-    #[arg(long, value_name = "K")]
-    top_k: Option<u32>,
-    /// Keep the smallest set of tokens with this probability.
-    #[arg(long, value_name = "P")]
-    top_p: Option<f32>,
-    /// Drop tokens below this fraction of the best one's probability.
-    #[arg(long, value_name = "P")]
-    min_p: Option<f32>,
-    /// Make tokens seen before less likely; 1 = off.
-    #[arg(long, value_name = "R")]
-    repetition_penalty: Option<f32>,
-    /// Sample, with the model's own temperature unless one is given.
-    #[arg(long, conflicts_with = "greedy")]
-    do_sample: bool,
-    /// Take the most likely token.
-    #[arg(long, conflicts_with = "temperature")]
-    greedy: bool,
-    /// End where this text appears; may be repeated.
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    stop: Vec<String>,
-    /// Most tokens to generate.
-    #[arg(long, value_name = "N")]
-    max_new_tokens: Option<u32>,
-    /// Do not end at an end-of-sequence token.
-    #[arg(long)]
-    ignore_eos: bool,
-}
-
-impl From<SamplingOptions> for v1::Sampling {
-    fn from(options: SamplingOptions) -> Self {
-        let SamplingOptions {
-            seed,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            repetition_penalty,
-            do_sample,
-            greedy,
-            stop,
-            max_new_tokens,
-            ignore_eos,
-        } = options;
-        Self {
-            max_new_tokens,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            repetition_penalty,
-            seed,
-            stop,
-            do_sample: match (do_sample, greedy) {
-                (true, _) => Some(true),
-                (_, true) => Some(false),
-                _ => None,
-            },
-            top_logprobs: 0,
-            ignore_eos,
-        }
-    }
-}
+  {\"model\", \"prompt_token_ids\", \"seed\", \"probes\": [name], \"variants\": [{\"name\",
+  \"token_ids\", \"logprobs\", \"text\", \"finish_reason\": \"eos\" | \"stop\" |
+  \"max_new_tokens\" | \"context_length\" | \"condition\", \"stop_condition\",
+  \"interventions\": [{\"hook_name\", \"payload_name\", \"payload_digest\", \"edit\",
+  \"positions_touched\", \"positions_changed\", \"mean_relative_delta\", \"merged_into\",
+  \"gate_firings\"}], \"usage\", \"readings\": [{\"position\", \"token_id\", \"before\":
+  [value per probe], \"after\", \"edit_norms\": [{\"hook_name\", \"relative_norm\"}]}],
+  \"kl_divergence\": [value per token]}], \"warnings\"}";
 
 pub(crate) async fn run(args: GenerateArgs, globals: &Globals) -> anyhow::Result<()> {
     let client = globals.client()?;
     let mut builder = GenerationBuilder::new(args.prompt_options.prompt(&args.prompt)?);
-    let steering = Steering {
-        positions: args.edits.positions(),
-        features: args.edits.features,
-        cavs: args.edits.cavs,
-        default_sae: globals.sae.clone(),
-        cav_hook: args.edits.hook,
-    };
+    let steering = args.edits.steering(globals.sae.clone());
     let edits = client.resolve(&steering, &mut builder).await?;
-    if args.edits.compare || edits.is_empty() {
+    if args.compare || edits.is_empty() {
         builder.variant("baseline", Vec::new());
     }
     if !edits.is_empty() {
         builder.variant("steered", edits);
     }
     builder.sampling(args.sampling.into());
+    let lookup = steering.lookup();
+    args.observe.apply(&client, lookup, &mut builder).await?;
     let request = builder.build();
     let view = View::for_run(globals.json, request.variants.len() > 1);
     tokio::select! {
@@ -308,24 +166,9 @@ fn finish(transcript: &Transcript, json: bool) -> anyhow::Result<()> {
     if json {
         return output::json(&report::Document::from(transcript));
     }
+    series::print(transcript)?;
     for line in report::lines(transcript) {
         output::dim(output::printable(&line));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn windows_are_half_open() {
-        let window = |start, end| Ok(v1::PositionWindow { start, end });
-        assert_eq!(parse_window("2:5"), window(2, Some(5)));
-        assert_eq!(parse_window(":5"), window(0, Some(5)));
-        assert_eq!(parse_window("2:"), window(2, None));
-        for text in ["5", "5:5", "5:2", "a:b", "-1:2"] {
-            assert!(parse_window(text).is_err(), "{text}");
-        }
-    }
 }

@@ -51,6 +51,7 @@ struct Model {
     hook_points: Vec<HookPoint>,
     has_chat_template: bool,
     limits: Option<Limits>,
+    load: Option<Load>,
     version: String,
 }
 
@@ -69,6 +70,19 @@ struct Limits {
     max_request_bytes: u64,
     max_sequences: u32,
     max_queued_requests: u32,
+    max_probes: u32,
+    max_stop_conditions: u32,
+    kv_cache_bytes: u64,
+    kv_bytes_per_token: u64,
+}
+
+#[derive(Serialize)]
+struct Load {
+    running_sequences: u32,
+    waiting_requests: u32,
+    kv_cache_bytes_reserved: u64,
+    prefix_cache_bytes: u64,
+    prefix_cache_tokens: u64,
 }
 
 #[derive(Serialize)]
@@ -171,6 +185,7 @@ impl From<v1::GetModelResponse> for Model {
             has_chat_template,
             limits,
             version,
+            load,
         } = model;
         let hook_point = |hook: v1::HookPointInfo| HookPoint {
             name_pattern: hook.name_pattern,
@@ -190,6 +205,7 @@ impl From<v1::GetModelResponse> for Model {
             hook_points: hook_points.into_iter().map(hook_point).collect(),
             has_chat_template,
             limits: limits.map(Into::into),
+            load: load.map(Into::into),
             version,
         }
     }
@@ -205,6 +221,10 @@ impl From<v1::Limits> for Limits {
             max_request_bytes,
             max_sequences,
             max_queued_requests,
+            max_probes,
+            max_stop_conditions,
+            kv_cache_bytes,
+            kv_bytes_per_token,
         } = limits;
         Self {
             max_variants,
@@ -214,6 +234,29 @@ impl From<v1::Limits> for Limits {
             max_request_bytes,
             max_sequences,
             max_queued_requests,
+            max_probes,
+            max_stop_conditions,
+            kv_cache_bytes,
+            kv_bytes_per_token,
+        }
+    }
+}
+
+impl From<v1::Load> for Load {
+    fn from(load: v1::Load) -> Self {
+        let v1::Load {
+            running_sequences,
+            waiting_requests,
+            kv_cache_bytes_reserved,
+            prefix_cache_bytes,
+            prefix_cache_tokens,
+        } = load;
+        Self {
+            running_sequences,
+            waiting_requests,
+            kv_cache_bytes_reserved,
+            prefix_cache_bytes,
+            prefix_cache_tokens,
         }
     }
 }
@@ -281,8 +324,39 @@ impl Model {
             ("  device", self.device.clone()),
             ("  chat template", template.to_owned()),
             ("  hook points", hooks.join(", ")),
+            (
+                "  limits",
+                self.limits.as_ref().map_or(String::new(), Limits::line),
+            ),
+            (
+                "  load",
+                self.load.as_ref().map_or(String::new(), Load::line),
+            ),
             ("  digest", self.model_digest.clone()),
             ("  version", self.version.clone()),
         ]
+    }
+}
+
+impl Limits {
+    fn line(&self) -> String {
+        let tokens = match self.kv_bytes_per_token {
+            0 => String::new(),
+            bytes => format!(", {} tokens in all", self.kv_cache_bytes / bytes),
+        };
+        format!(
+            "{} variants a request, {} sequences at a time, {} requests waiting, \
+             {} new tokens{tokens}",
+            self.max_variants, self.max_sequences, self.max_queued_requests, self.max_new_tokens
+        )
+    }
+}
+
+impl Load {
+    fn line(&self) -> String {
+        format!(
+            "{} sequences running, {} requests waiting, {} prompt tokens reused",
+            self.running_sequences, self.waiting_requests, self.prefix_cache_tokens
+        )
     }
 }

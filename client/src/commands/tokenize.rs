@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 use steering_client::v1;
 
-use super::generate::PromptOptions;
+use super::options::PromptOptions;
 use crate::{cli::Globals, output, table::Table};
 
 /// Show the tokens of a text, and what the chat template makes of it.

@@ -183,6 +183,30 @@ fn selectors_print_as_they_parse() {
 }
 
 #[test]
+fn edits_print_as_they_parse() {
+    for text in [
+        "nba:set=-0.5max",
+        "l1::#7:scale=2",
+        "a:max:min=3",
+        "a:add=1",
+        "a:max=0.1",
+    ] {
+        let edit: FeatureEdit = text.parse().expect(text);
+        assert_eq!(edit.to_string(), text);
+    }
+    for text in [
+        "a:add=2",
+        "a:add=0.1norm",
+        "a:ablate",
+        "a:clamp=..2",
+        "a:clamp=-1..",
+    ] {
+        let edit: CavEdit = text.parse().expect(text);
+        assert_eq!(edit.to_string(), text);
+    }
+}
+
+#[test]
 fn the_sae_named_in_an_edit_wins_over_the_default() {
     let named: FeatureSelector = "l21::#7".parse().expect("selector");
     assert_eq!(named.to_ref(Some("other")).sae_id, "l21");

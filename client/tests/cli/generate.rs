@@ -284,12 +284,14 @@ async fn json_is_one_document() {
         "model": "mock-model",
         "prompt_token_ids": [2, 5, 7],
         "seed": 7,
+        "probes": [],
         "variants": [{
             "name": "steered",
             "token_ids": [10, 11, 12],
             "logprobs": [-0.5, -0.5, -0.5],
             "text": "Hello é!",
             "finish_reason": "max_new_tokens",
+            "stop_condition": null,
             "interventions": [{
                 "hook_name": "blocks.1.hook_resid_post",
                 "payload_name": "baseball",
@@ -299,8 +301,11 @@ async fn json_is_one_document() {
                 "positions_changed": 5,
                 "mean_relative_delta": 0.25,
                 "merged_into": null,
+                "gate_firings": null,
             }],
-            "usage": {"prompt_tokens": 3, "generated_tokens": 3},
+            "usage": {"prompt_tokens": 3, "generated_tokens": 3, "shared_prompt_tokens": 0},
+            "readings": [],
+            "kl_divergence": [],
         }],
         "warnings": ["the SAE is of a sibling model"],
     });

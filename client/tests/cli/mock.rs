@@ -80,6 +80,10 @@ impl Mock {
         }
     }
 
+    pub(crate) fn worker_url(&self) -> String {
+        self.worker_url.clone()
+    }
+
     /// Runs `steer` with these arguments.
     pub(crate) async fn steer(&self, args: &[&str]) -> Run {
         self.steer_with_input(args, "").await

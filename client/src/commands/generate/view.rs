@@ -36,8 +36,8 @@ impl View {
             }
         }
         match (self, event) {
-            (Self::Stream, Event::Token(token)) => write_text(&token.text),
-            (Self::Stream, Event::Finished(finished)) => write_text(&finished.text),
+            (Self::Stream, Event::Token(token)) => output::text(&token.text),
+            (Self::Stream, Event::Finished(finished)) => output::text(&finished.text),
             (Self::Columns(columns), _) => {
                 columns.draw(transcript.variants.iter().map(|v| v.text.as_str()))
             }
@@ -55,20 +55,11 @@ impl View {
                     let gap = if i == 0 { "" } else { "\n" };
                     let heading = style(format!("== {} ==", variant.name)).bold();
                     output::line(format_args!("{gap}{heading}"))?;
-                    write_text(&variant.text)?;
+                    output::text(&variant.text)?;
                     output::line("")?;
                 }
                 Ok(())
             }
         }
-    }
-}
-
-/// Text as it is for a pipe, made safe for a terminal.
-fn write_text(text: &str) -> std::io::Result<()> {
-    if output::is_terminal() {
-        output::write(&output::printable(text))
-    } else {
-        output::write(text)
     }
 }

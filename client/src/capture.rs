@@ -1,0 +1,126 @@
+//! The activations of texts, as they come.
+
+use std::{fmt, sync::Arc};
+
+use futures::{Stream, StreamExt, stream};
+use tokio::sync::Semaphore;
+use tonic::Streaming;
+
+use crate::{Client, Error, Service, v1};
+
+/// Answers to the texts of [`Client::capture_activations`]. Dropping it cancels the rest.
+pub struct CaptureStream {
+    inner: Streaming<v1::CaptureActivationsResponse>,
+    client: Client,
+    /// One for every text that may be sent.
+    permits: Arc<Semaphore>,
+    summary: Option<v1::CaptureSummary>,
+}
+
+impl fmt::Debug for CaptureStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CaptureStream")
+            .field("summary", &self.summary)
+            .finish_non_exhaustive()
+    }
+}
+
+impl CaptureStream {
+    pub(crate) fn new(
+        inner: Streaming<v1::CaptureActivationsResponse>,
+        client: Client,
+        permits: Arc<Semaphore>,
+    ) -> Self {
+        Self {
+            inner,
+            client,
+            permits,
+            summary: None,
+        }
+    }
+
+    /// The next text's activations, or why it has none; none after the last.
+    ///
+    /// # Errors
+    /// If the worker fails, or its stream does not end with a summary.
+    pub async fn next(&mut self) -> Result<Option<v1::CapturedText>, Error> {
+        use v1::capture_activations_response::Message;
+        loop {
+            let message = self.inner.message().await;
+            let message = message.map_err(|status| self.client.worker_failed(status))?;
+            let Some(v1::CaptureActivationsResponse { message }) = message else {
+                let ended = self.summary.is_some().then_some(None);
+                return ended.ok_or_else(|| contract("ended a capture without its summary"));
+            };
+            match message {
+                Some(Message::Text(_)) if self.summary.is_some() => {
+                    return Err(contract("went on with a capture after its summary"));
+                }
+                Some(Message::Text(text)) => {
+                    self.permits.add_permits(1);
+                    return Ok(Some(text));
+                }
+                Some(Message::Summary(summary)) => self.summary = Some(summary),
+                None => return Err(contract("sent a capture message of an unknown kind")),
+            }
+        }
+    }
+
+    /// What became of the texts, once the last was read.
+    pub fn summary(&self) -> Option<&v1::CaptureSummary> {
+        self.summary.as_ref()
+    }
+}
+
+fn contract(what: &str) -> Error {
+    Error::contract(Service::Worker, what)
+}
+
+/// The messages of a capture: the configuration, then a text for every permit.
+pub(crate) fn requests(
+    config: v1::CaptureConfig,
+    texts: impl Stream<Item = v1::CaptureText> + Send + 'static,
+    permits: Arc<Semaphore>,
+) -> impl Stream<Item = v1::CaptureActivationsRequest> + Send + 'static {
+    use v1::capture_activations_request::Message;
+    let texts = texts.then(move |text| {
+        let permits = permits.clone();
+        async move {
+            // Given back when the text is answered. The semaphore is never closed.
+            if let Ok(permit) = permits.acquire().await {
+                permit.forget();
+            }
+            Message::Text(text)
+        }
+    });
+    let messages = stream::once(async { Message::Config(config) }).chain(texts);
+    messages.map(|message| v1::CaptureActivationsRequest {
+        message: Some(message),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn no_more_texts_are_taken_than_may_be_under_way() {
+        let permits = Arc::new(Semaphore::new(2));
+        let texts = stream::iter((0..4).map(|id| v1::CaptureText { id, prompt: None }));
+        let config = v1::CaptureConfig::default();
+        let mut sent = Box::pin(requests(config, texts, permits.clone()));
+        for _ in 0..3 {
+            assert!(
+                sent.next().await.is_some(),
+                "the configuration and two texts"
+            );
+        }
+        assert!(futures::poll!(sent.next()).is_pending());
+        permits.add_permits(1);
+        assert!(sent.next().await.is_some());
+        assert!(futures::poll!(sent.next()).is_pending());
+        permits.add_permits(1);
+        assert!(sent.next().await.is_some());
+        assert!(sent.next().await.is_none());
+    }
+}

@@ -1,0 +1,11 @@
+//! Options that several commands share.
+
+mod observe;
+mod place;
+mod prompt;
+mod sampling;
+
+pub(crate) use observe::ObserveOptions;
+pub(crate) use place::PlaceOptions;
+pub(crate) use prompt::PromptOptions;
+pub(crate) use sampling::SamplingOptions;
