@@ -1,6 +1,7 @@
 //! The commands, one module each.
 
 pub(crate) mod cavs;
+pub(crate) mod demo;
 pub(crate) mod features;
 pub(crate) mod generate;
 pub(crate) mod labels;
@@ -14,6 +15,7 @@ use crate::cli::{Cli, Command};
 pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
     let Cli { globals, command } = cli;
     match command {
+        Command::Demo(args) => demo::run(args, &globals).await,
         Command::Up(args) => up::run(args, &globals).await,
         Command::Generate(args) => generate::run(*args, &globals).await,
         Command::Tokenize(args) => tokenize::run(args, &globals).await,

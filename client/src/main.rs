@@ -7,11 +7,13 @@ use clap::Parser;
 mod cli;
 mod columns;
 mod commands;
+mod demo;
 mod failure;
 mod output;
 mod process;
 mod progress;
 mod report;
+mod services;
 mod table;
 mod views;
 
