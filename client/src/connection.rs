@@ -18,6 +18,11 @@ use crate::{Error, Service};
 
 /// Largest answer accepted: a page of features of a wide model fits many times.
 const DECODED_BYTES_MAX: usize = 256 << 20;
+/// Unread bytes of one stream before its sender has to wait.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// Unread bytes of all streams. So large because HTTP/2 closes a connection whose
+/// unread small frames, and tokens are small frames, weigh more than half of this.
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -159,7 +164,8 @@ fn channel(url: &str) -> Result<Channel, Error> {
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .http2_adaptive_window(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .connect_lazy())
 }
 

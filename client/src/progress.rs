@@ -22,7 +22,7 @@ pub(crate) fn bytes(total: u64, message: &'static str) -> ProgressBar {
         .with_message(message)
 }
 
-/// A bar over tokens whose number becomes known later.
+/// A bar over tokens; how many there can be becomes known later.
 pub(crate) fn tokens(message: &'static str) -> ProgressBar {
     ProgressBar::no_length()
         .with_style(style("{msg} {wide_bar} {pos}/{len} tokens, {per_sec}"))

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::{ArgGroup, Args};
 use steering_client::{
     CavEdit, CavOperation, Client, FeatureEdit, FeatureOperation, FeatureSelector,
-    GenerationBuilder, Readout, Steering, Transcript, v1,
+    GenerationBuilder, Readout, Steering, Transcript, generation::Event, v1,
 };
 
 use super::options::{ObserveOptions, PlaceOptions, PromptOptions, SamplingOptions};
@@ -195,12 +195,21 @@ async fn decode(
         let mut transcript = Transcript::default();
         while let Some(event) = stream.next().await? {
             transcript.apply(&event);
-            bar.inc(1);
+            match event {
+                Event::Started(_) => bar.set_length(tokens_at_most(&transcript, variants.len())),
+                Event::Token(_) => bar.inc(1),
+                Event::Finished(_) => {}
+            }
         }
         transcripts.push(transcript);
     }
     bar.finish_and_clear();
     Ok(transcripts)
+}
+
+fn tokens_at_most(transcript: &Transcript, variants: usize) -> u64 {
+    let each = transcript.effective_sampling.max_new_tokens.unwrap_or(0);
+    u64::from(each) * variants as u64
 }
 
 /// Each warning once.

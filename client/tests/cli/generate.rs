@@ -1,9 +1,14 @@
 //! `steer generate` and `steer tokenize`: the request sent, the output printed.
 
+use std::time::Duration;
+
 use serde_json::json;
-use steering_client::v1::{
-    self, Intervention, Positions, feature_edit::Operation, feature_ref::Feature,
-    intervention::Edit, prompt::Content,
+use steering_client::{
+    Client, Endpoints, GenerationBuilder, prompt,
+    v1::{
+        self, Intervention, Positions, feature_edit::Operation, feature_ref::Feature,
+        intervention::Edit, prompt::Content,
+    },
 };
 
 use crate::{
@@ -41,7 +46,7 @@ async fn a_plain_prompt_is_one_user_message_and_one_baseline() {
     let run = mock.steer(&["generate", "Write a haiku."]).await;
     assert_eq!(run.ok(), "Hello é!\n");
     let expected = v1::GenerateRequest {
-        prompt: Some(steering_client::prompt::user("Write a haiku.")),
+        prompt: Some(prompt::user("Write a haiku.")),
         variants: vec![v1::Variant {
             name: "baseline".to_owned(),
             interventions: Vec::new(),
@@ -117,9 +122,9 @@ async fn prompts_take_all_their_forms() {
     };
     assert_eq!(text(&prompts[0]), "hi");
     assert_eq!(text(&prompts[1]), "two\nlines");
-    let message = steering_client::prompt::message;
+    let message = prompt::message;
     let messages = vec![message("system", "be brief"), message("user", "hi")];
-    assert_eq!(prompts[2], steering_client::prompt::chat(messages, true));
+    assert_eq!(prompts[2], prompt::chat(messages, true));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -311,6 +316,24 @@ async fn json_is_one_document() {
     });
     assert_eq!(run.json(), expected);
     assert_eq!(run.stderr, "warning: the SAE is of a sibling model\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_reader_loses_nothing() {
+    let mock = Mock::start().await;
+    *lock(&mock.worker.repeats) = 9_999;
+    let client = Client::connect(&Endpoints {
+        worker: mock.worker_url(),
+        ..Endpoints::default()
+    })
+    .expect("a URL");
+    let mut builder = GenerationBuilder::new(prompt::user("hi"));
+    builder.variant("baseline", Vec::new());
+    let stream = client.generate(builder.build()).await.expect("a stream");
+    // Thousands of tokens arrive before the first is read.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let transcript = stream.collect().await.expect("the whole stream");
+    assert_eq!(transcript.variants[0].token_ids.len(), 30_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]

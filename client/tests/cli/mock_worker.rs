@@ -23,6 +23,8 @@ pub(crate) struct Worker {
     pub(crate) refusal: Shared<Option<Status>>,
     /// Sends no more events than this.
     pub(crate) events_max: Shared<Option<usize>>,
+    /// Says its words this many times more.
+    pub(crate) repeats: Shared<usize>,
     /// Never ends.
     pub(crate) stalls: Shared<bool>,
 }
@@ -50,7 +52,7 @@ impl Worker {
     }
 }
 
-fn events(request: &v1::GenerateRequest) -> Vec<Event> {
+fn events(request: &v1::GenerateRequest, repeats: usize) -> Vec<Event> {
     let sampling = request.sampling.clone().unwrap_or_default();
     let mut events = vec![Event::Started(v1::GenerationStarted {
         prompt_token_ids: vec![2, 5, 7],
@@ -64,7 +66,8 @@ fn events(request: &v1::GenerateRequest) -> Vec<Event> {
     })];
     let telemetry = request.telemetry.unwrap_or_default();
     let variants = || (0..).zip(&request.variants);
-    for (position, (token_id, text)) in (2..).zip(WORDS) {
+    let words = std::iter::repeat_n(WORDS, repeats + 1).flatten();
+    for (position, (token_id, text)) in (2..).zip(words) {
         events.extend(variants().map(|(variant, _)| {
             Event::Token(v1::GeneratedToken {
                 variant,
@@ -169,7 +172,7 @@ impl ModelWorkerService for Worker {
     ) -> Result<Response<Events>, Status> {
         self.admit()?;
         let request = request.into_inner();
-        let mut events = events(&request);
+        let mut events = events(&request, *lock(&self.repeats));
         lock(&self.requests).push(request);
         events.truncate(lock(&self.events_max).unwrap_or(usize::MAX));
         let message = |event| Ok(v1::GenerateResponse { event: Some(event) });

@@ -24,6 +24,13 @@ impl Sample {
             .map(|first| first.duration_since(self.start))
     }
 
+    /// Mean time from a token to the next; none below two tokens.
+    pub(crate) fn time_per_token(&self) -> Option<Duration> {
+        let (first, last) = (self.times.first()?, self.times.last()?);
+        let gaps = u32::try_from(self.times.len() - 1).ok()?;
+        last.duration_since(*first).checked_div(gaps)
+    }
+
     /// Times between tokens.
     pub(crate) fn gaps(&self) -> impl Iterator<Item = Duration> {
         self.times

@@ -26,6 +26,7 @@ struct Medians {
     time_to_first_token_p99_ms: Option<f64>,
     time_per_token_p50_ms: Option<f64>,
     time_per_token_p99_ms: Option<f64>,
+    token_gap_p99_ms: Option<f64>,
     fairness: Option<f64>,
 }
 
@@ -50,17 +51,19 @@ impl Medians {
             time_to_first_token_p99_ms: median_of(&|run| run.time_to_first_token_ms.p99),
             time_per_token_p50_ms: median_of(&|run| run.time_per_token_ms.p50),
             time_per_token_p99_ms: median_of(&|run| run.time_per_token_ms.p99),
+            token_gap_p99_ms: median_of(&|run| run.token_gap_ms.p99),
             fairness: median_of(&|run| run.fairness),
         }
     }
 
-    fn cells(&self) -> [Option<f64>; 6] {
+    fn cells(&self) -> [Option<f64>; 7] {
         [
             self.tokens_per_s,
             self.time_to_first_token_p50_ms,
             self.time_to_first_token_p99_ms,
             self.time_per_token_p50_ms,
             self.time_per_token_p99_ms,
+            self.token_gap_p99_ms,
             self.fairness,
         ]
     }
@@ -117,7 +120,7 @@ impl Runs {
     }
 }
 
-fn cells_row(name: &str, cells: [Option<f64>; 6]) -> String {
+fn cells_row(name: &str, cells: [Option<f64>; 7]) -> String {
     let mut texts = vec![name.to_owned()];
     texts.extend(cells.map(|cell| cell.map_or("-".to_owned(), |value| format!("{value:.3}"))));
     row(texts)

@@ -60,7 +60,10 @@ pub(crate) struct Summary {
     pub(crate) wall_s: f64,
     pub(crate) tokens_per_s: f64,
     pub(crate) time_to_first_token_ms: Times,
+    /// Of a request: from its first token to its last, over the tokens in between.
     pub(crate) time_per_token_ms: Times,
+    /// Between a token and the next, all requests pooled.
+    pub(crate) token_gap_ms: Times,
     /// Jain's index over the tokens per second of streams, or of requests in open loop.
     pub(crate) fairness: Option<f64>,
 }
@@ -79,7 +82,8 @@ impl Summary {
             wall_s,
             tokens_per_s: generated_tokens as f64 / wall_s,
             time_to_first_token_ms: Times::of(samples().filter_map(Sample::time_to_first)),
-            time_per_token_ms: Times::of(samples().flat_map(Sample::gaps)),
+            time_per_token_ms: Times::of(samples().filter_map(Sample::time_per_token)),
+            token_gap_ms: Times::of(samples().flat_map(Sample::gaps)),
             fairness: jain(&rates),
         }
     }
@@ -143,15 +147,11 @@ mod tests {
         assert_eq!((summary.requests, summary.refused), (2, 1));
         assert_eq!(summary.generated_tokens, 6);
         assert!((summary.tokens_per_s - 120.0).abs() < 1e-9);
-        let (first, per_token) = (summary.time_to_first_token_ms, summary.time_per_token_ms);
-        assert_eq!(
-            (first.p50, first.p99, first.count),
-            (Some(10.0), Some(20.0), 2)
-        );
-        assert_eq!(
-            (per_token.p50, per_token.p99, per_token.count),
-            (Some(10.0), Some(20.0), 4)
-        );
+        let all = |times: Times| (times.p50, times.p99, times.count);
+        let first = all(summary.time_to_first_token_ms);
+        assert_eq!(first, (Some(10.0), Some(20.0), 2));
+        assert_eq!(all(summary.time_per_token_ms), (Some(10.0), Some(15.0), 2));
+        assert_eq!(all(summary.token_gap_ms), (Some(10.0), Some(20.0), 4));
         assert_eq!(summary.fairness, Some(1.0));
     }
 }

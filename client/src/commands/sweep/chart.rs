@@ -46,6 +46,10 @@ struct Axis {
     ends: (f64, f64),
 }
 
+/// About so many steps between ticks, down and across.
+const STEPS_DOWN: f64 = 4.0;
+const STEPS_ACROSS: f64 = 8.0;
+
 impl Axis {
     /// An axis of round ends that has all values.
     fn around(values: impl Iterator<Item = f64> + Clone, may_log: bool, ends: (f64, f64)) -> Self {
@@ -70,7 +74,7 @@ impl Axis {
         }
         // Zero belongs to a scale of amounts.
         let (least, most) = (least.min(0.0), most.max(0.0));
-        let step = round_step(most - least);
+        let step = round_step(most - least, STEPS_DOWN);
         let high = ((most / step).ceil() * step).max(least + step);
         let low = (least / step).floor() * step;
         Self {
@@ -87,11 +91,11 @@ impl Axis {
         self.ends.0 + share * (self.ends.1 - self.ends.0)
     }
 
-    fn ticks(&self) -> Vec<f64> {
+    fn ticks(&self, steps: f64) -> Vec<f64> {
         let step = if self.log {
-            ((self.high - self.low) / 4.0).ceil()
+            ((self.high - self.low) / steps).ceil()
         } else {
-            round_step(self.high - self.low)
+            round_step(self.high - self.low, steps)
         };
         let count = ((self.high - self.low) / step + 1e-6).floor() as u32;
         let tick = |i: u32| self.low + f64::from(i) * step;
@@ -100,9 +104,9 @@ impl Axis {
     }
 }
 
-/// 1, 2 or 5 times a power of ten, about a quarter of the range.
-fn round_step(range: f64) -> f64 {
-    let rough = if range > 0.0 { range / 4.0 } else { 0.25 };
+/// 1, 2 or 5 times a power of ten, of which the range has at most about `steps`.
+fn round_step(range: f64, steps: f64) -> f64 {
+    let rough = if range > 0.0 { range } else { 1.0 } / steps;
     let power = 10f64.powf(rough.log10().floor());
     let round = [1.0, 2.0, 5.0]
         .into_iter()
@@ -159,7 +163,7 @@ fn draw_panel(svg: &mut String, panel: &Panel, stops: &[Stop], x: &Axis, y: &Axi
         svg,
         "<text class=\"head\" x=\"{LEFT}\" y=\"{top}\">{heading}{log}</text>"
     );
-    for tick in y.ticks() {
+    for tick in y.ticks(STEPS_DOWN) {
         let (at, label) = (y.at(tick), number(tick));
         let _ = writeln!(
             svg,
@@ -203,7 +207,7 @@ fn draw_panel(svg: &mut String, panel: &Panel, stops: &[Stop], x: &Axis, y: &Axi
 
 fn draw_x_axis(svg: &mut String, x: &Axis, height: f64, label: &str) {
     let y = height - FOOT + 20.0;
-    for tick in x.ticks() {
+    for tick in x.ticks(STEPS_ACROSS) {
         let _ = writeln!(
             svg,
             "<text class=\"tick\" x=\"{:.1}\" y=\"{y}\" text-anchor=\"middle\">{}</text>",
@@ -271,17 +275,20 @@ mod tests {
 
     #[test]
     fn axes_have_round_ends() {
-        assert_eq!(axis(&[0.0, 47.0], false).ticks(), [0.0, 20.0, 40.0, 60.0]);
         assert_eq!(
-            axis(&[-1.0, 3.0], false).ticks(),
+            axis(&[0.0, 47.0], false).ticks(STEPS_DOWN),
+            [0.0, 20.0, 40.0, 60.0]
+        );
+        assert_eq!(
+            axis(&[-1.0, 3.0], false).ticks(STEPS_DOWN),
             [-1.0, 0.0, 1.0, 2.0, 3.0]
         );
         assert_eq!(
-            axis(&[2.0, 900.0], true).ticks(),
+            axis(&[2.0, 900.0], true).ticks(STEPS_DOWN),
             [1.0, 10.0, 100.0, 1000.0]
         );
         let flat = axis(&[0.0, 0.0], false);
-        assert!(flat.ticks().len() > 1 && flat.at(0.0) == 100.0);
+        assert!(flat.ticks(STEPS_DOWN).len() > 1 && flat.at(0.0) == 100.0);
         assert_eq!(axis(&[], false).at(1.0), 0.0);
     }
 
