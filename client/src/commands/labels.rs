@@ -78,7 +78,8 @@ pub(crate) async fn run(args: LabelsArgs, globals: &Globals) -> anyhow::Result<(
     let mut text =
         format!("{label_count} labels of {feature_count} features imported into {sae_id}");
     if candidate_count > 0 {
-        text += &format!("; {candidate_count} kept as candidates: they failed their source's checks");
+        text +=
+            &format!("; {candidate_count} kept as candidates: they failed their source's checks");
     }
     Ok(output::line(text)?)
 }
