@@ -99,7 +99,10 @@ impl FeatureLabelView {
             ("score", self.score.map(short)),
             ("strength", self.strength.map(short)),
         ];
-        let facts = facts.into_iter().filter_map(|(name, v)| Some((name, v?)));
+        // Where the evidence says the same, it is said once.
+        let said = |name: &str| self.evidence.iter().any(|(other, _)| other == name);
+        let facts = facts.into_iter().filter(|(name, _)| !said(name));
+        let facts = facts.filter_map(|(name, v)| Some((name, v?)));
         let evidence = self.evidence.iter().map(|(name, value)| {
             let value = match value {
                 EvidenceView::Number(number) => short(*number),
