@@ -14,6 +14,7 @@ use crate::{commands, failure::hinted};
 #[command(version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "\
 Examples:
+  steer demo
   steer up --model google/gemma-2-2b-it
   steer generate 'Write a haiku.' --feature baseball=525 --compare
   steer sweep 'Write a haiku.' --feature baseball --to 600 --plot out.html
@@ -83,6 +84,7 @@ impl Globals {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Demo(commands::demo::DemoArgs),
     Up(commands::up::UpArgs),
     Generate(Box<commands::generate::GenerateArgs>),
     Chat(Box<commands::chat::ChatArgs>),

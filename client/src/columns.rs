@@ -66,6 +66,17 @@ impl Columns {
     }
 }
 
+/// Texts under headings, side by side in `total` cells, for a reader who is no terminal too.
+pub(crate) fn side_by_side(headings: &[&str], texts: &[&str], total: usize) -> Vec<String> {
+    let separators = SEPARATOR.chars().count() * headings.len().saturating_sub(1);
+    let width = total.saturating_sub(separators) / headings.len().max(1);
+    let width = width.max(COLUMN_WIDTH_MIN);
+    let mut rows = layout(headings.iter().copied(), width);
+    rows.push(vec!["─".repeat(width); headings.len()].join("─┼─"));
+    rows.extend(layout(texts.iter().copied(), width));
+    rows
+}
+
 /// The rows of texts side by side.
 fn layout<'a>(texts: impl Iterator<Item = &'a str>, width: usize) -> Vec<String> {
     let columns: Vec<Vec<String>> = texts.map(|text| wrap(text, width)).collect();
@@ -152,5 +163,10 @@ mod tests {
     fn columns_are_filled_up() {
         let rows = layout(["a b", "1\n2\n3"].into_iter(), 3);
         assert_eq!(rows, ["a b │ 1", "    │ 2", "    │ 3"]);
+        let rows = side_by_side(&["one", "two"], &["a", "b"], 35);
+        let wide = |text: &str| format!("{text:16}");
+        assert_eq!(rows[0], format!("{} │ two", wide("one")));
+        assert_eq!(measure_text_width(&rows[1]), 35);
+        assert_eq!(rows[2], format!("{} │ b", wide("a")));
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod cavs;
 pub(crate) mod chat;
+pub(crate) mod demo;
 pub(crate) mod features;
 pub(crate) mod generate;
 pub(crate) mod labels;
@@ -19,6 +20,7 @@ use crate::cli::{Cli, Command};
 pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
     let Cli { globals, command } = cli;
     match command {
+        Command::Demo(args) => demo::run(args, &globals).await,
         Command::Up(args) => up::run(args, &globals).await,
         Command::Generate(args) => generate::run(*args, &globals).await,
         Command::Chat(args) => chat::run(*args, &globals).await,

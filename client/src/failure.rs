@@ -1,6 +1,6 @@
 //! Errors for people: what went wrong, where, and what to do about it.
 
-use std::{io, process::ExitCode};
+use std::{io, path::Path, process::ExitCode};
 
 use console::style;
 use steering_client::{Error, Service};
@@ -106,6 +106,23 @@ pub(crate) fn from_client(error: &Error) -> Failure {
             hints: Vec::new(),
         },
     }
+}
+
+/// Explains why a file from here was refused. The service knows it as bytes of a
+/// stream only, so its name is put in front.
+pub(crate) fn of_file(error: &Error, file: &Path) -> anyhow::Error {
+    let mut failure = from_client(error);
+    let name = file.display().to_string();
+    if let Error::Rpc { status, .. } = error
+        && matches!(
+            status.code(),
+            Code::InvalidArgument | Code::FailedPrecondition
+        )
+        && !failure.message.contains(&name)
+    {
+        failure.message = format!("{name}: {}", failure.message);
+    }
+    failure.into()
 }
 
 fn with_hint(error: &Error, hint: &str) -> Failure {
@@ -273,6 +290,22 @@ mod tests {
         let failure = rpc(status);
         assert!(failure.details.is_empty());
         assert_eq!(failure.hints, ["see --stop"]);
+    }
+
+    #[test]
+    fn a_refused_file_is_named() {
+        let explained = |status: Status| {
+            let error = Error::Rpc {
+                service: Service::Registry,
+                url: String::new(),
+                status: Box::new(status),
+            };
+            of_file(&error, Path::new("d/cavs.pt")).to_string()
+        };
+        let refused = explained(Status::invalid_argument("is not a dict"));
+        assert!(refused.starts_with("d/cavs.pt: is not a dict"), "{refused}");
+        let lost = explained(Status::internal("storage failed"));
+        assert!(lost.starts_with("storage failed"), "{lost}");
     }
 
     #[test]

@@ -7,12 +7,14 @@ use clap::Parser;
 mod cli;
 mod columns;
 mod commands;
+mod demo;
 mod failure;
 mod output;
 mod process;
 mod progress;
 mod report;
 mod series;
+mod services;
 mod table;
 mod views;
 

@@ -72,22 +72,20 @@ impl Client {
         .await
     }
 
-    /// Labelled features of an SAE by index, of one source or (empty) of all.
+    /// Labelled features of an SAE by index. The request's page fields are filled in here.
     ///
     /// # Errors
     /// If a call fails.
     pub async fn list_features(
         &self,
-        sae_id: &str,
-        source: &str,
+        request: v1::ListFeaturesRequest,
         limit: Option<usize>,
     ) -> Result<Listing<v1::FeatureLabel>, Error> {
         follow(limit, async |page_size, page_token| {
             let request = v1::ListFeaturesRequest {
-                sae_id: sae_id.to_owned(),
-                source: source.to_owned(),
                 page_size,
                 page_token,
+                ..request.clone()
             };
             let page = self.registry().list_features(request).await;
             let page = page.map_err(|s| self.registry_failed(s))?.into_inner();

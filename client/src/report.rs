@@ -176,11 +176,19 @@ pub(crate) fn finish_reason(reason: v1::FinishReason) -> &'static str {
 /// One line for the run and one per intervention.
 pub(crate) fn lines(transcript: &Transcript) -> Vec<String> {
     let mut lines = vec![run_line(transcript)];
-    for variant in &transcript.variants {
-        let line = |report| intervention_line(&variant.name, report);
-        lines.extend(variant.interventions.iter().map(line));
-    }
+    lines.extend(interventions(transcript));
     lines
+}
+
+/// One line per intervention.
+pub(crate) fn interventions(transcript: &Transcript) -> Vec<String> {
+    let of = |variant: &VariantTranscript| -> Vec<String> {
+        let reports = variant.interventions.iter();
+        reports
+            .map(|report| intervention_line(&variant.name, report))
+            .collect()
+    };
+    transcript.variants.iter().flat_map(of).collect()
 }
 
 fn run_line(transcript: &Transcript) -> String {

@@ -42,9 +42,16 @@ impl Table {
         lines.try_for_each(output::line)
     }
 
+    /// Lines of text; a column with nothing in it is left out.
     fn render(&self, width: Option<usize>) -> Vec<String> {
-        let lines = || std::iter::once(&self.headings).chain(&self.rows);
-        let mut widths: Vec<usize> = (0..self.headings.len())
+        let shown: Vec<usize> = (0..self.headings.len())
+            .filter(|&i| self.rows.iter().any(|row| !row[i].is_empty()))
+            .collect();
+        let headings: Vec<String> = shown.iter().map(|&i| self.headings[i].to_owned()).collect();
+        let cells = |row: &Vec<String>| shown.iter().map(|&i| row[i].clone()).collect();
+        let rows: Vec<Vec<String>> = self.rows.iter().map(cells).collect();
+        let lines = || std::iter::once(&headings).chain(&rows);
+        let mut widths: Vec<usize> = (0..headings.len())
             .map(|i| {
                 lines()
                     .map(|row| measure_text_width(&row[i]))
@@ -113,6 +120,13 @@ mod tests {
             "7      two lines",
         ];
         assert_eq!(table().render(None), expected);
+    }
+
+    #[test]
+    fn empty_columns_are_left_out() {
+        let mut table = Table::new(&["index", "score", "label"]);
+        table.row(["7", "", "a"].map(str::to_owned));
+        assert_eq!(table.render(None), ["index  label", "7      a"]);
     }
 
     #[test]

@@ -3,6 +3,10 @@
 use serde::Serialize;
 use steering_client::v1;
 
+mod label;
+
+pub(crate) use label::FeatureLabelView;
+
 /// An SAE.
 #[derive(Debug, Serialize)]
 pub(crate) struct SaeView {
@@ -71,35 +75,6 @@ impl SaeView {
             ("created", self.created_at.clone().unwrap_or_default()),
             ("labels", self.label_count.to_string()),
         ]
-    }
-}
-
-/// A label of a feature.
-#[derive(Debug, Serialize)]
-pub(crate) struct FeatureLabelView {
-    sae_id: String,
-    feature_index: u32,
-    label: String,
-    source: String,
-    score: Option<f32>,
-}
-
-impl From<v1::FeatureLabel> for FeatureLabelView {
-    fn from(label: v1::FeatureLabel) -> Self {
-        let v1::FeatureLabel {
-            sae_id,
-            feature_index,
-            label,
-            source,
-            score,
-        } = label;
-        Self {
-            sae_id,
-            feature_index,
-            label,
-            source,
-            score,
-        }
     }
 }
 

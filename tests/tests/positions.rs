@@ -24,6 +24,7 @@ async fn report(
     request.variants[0].interventions = vec![v1::Intervention {
         edit: Some(edit),
         positions,
+        ..Default::default()
     }];
     let variant = request::run_one(client, request).await;
     assert_eq!(variant.token_ids.len(), NEW as usize);

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     cli::Globals,
+    failure::of_file,
     output, progress,
     table::{Table, print_card},
     views::CavView,
@@ -160,7 +161,7 @@ async fn import(
         .import_cavs(header, &file, progress::on_bytes(&bar))
         .await;
     bar.finish_and_clear();
-    let cavs = views(imported?);
+    let cavs = views(imported.map_err(|error| of_file(&error, &file))?);
     if json {
         return output::json(&ImportDocument { cavs });
     }

@@ -1,6 +1,7 @@
 //! `steer features`.
 
 use clap::{Args, Subcommand};
+use console::style;
 use serde::Serialize;
 use steering_client::{FeatureSelector, Listing, v1};
 
@@ -38,7 +39,7 @@ Examples:
         #[arg(long, value_name = "N", default_value_t = 20)]
         limit: usize,
     },
-    /// One feature: where it acts and how it activates.
+    /// One feature: where it acts, how it activates, what its labels rest on.
     #[command(after_help = "\
 Examples:
   steer features show baseball
@@ -56,7 +57,8 @@ Examples:
     #[command(after_help = "\
 Examples:
   steer features list
-  steer features list --sae gemma-scope-l21-65k --source manual --limit 0 --json")]
+  steer features list --sae gemma-scope-l21-65k --source manual --limit 0 --json
+  steer features list --candidates")]
     List {
         /// Only labels of this source.
         #[arg(long, value_name = "NAME")]
@@ -64,6 +66,9 @@ Examples:
         /// Most labels to show; 0 = all.
         #[arg(long, value_name = "N", default_value_t = 1000)]
         limit: usize,
+        /// Candidates too: labels that failed their source's checks.
+        #[arg(long)]
+        candidates: bool,
     },
 }
 
@@ -76,6 +81,7 @@ struct ListDocument {
 #[derive(Serialize)]
 struct ShowDocument {
     feature: FeatureView,
+    labels: Vec<FeatureLabelView>,
 }
 
 pub(crate) async fn run(args: FeaturesArgs, globals: &Globals) -> anyhow::Result<()> {
@@ -86,10 +92,19 @@ pub(crate) async fn run(args: FeaturesArgs, globals: &Globals) -> anyhow::Result
             let found = client.search_features(&query, sae, cap(limit)).await?;
             print_labels(found, globals.json)
         }
-        FeaturesCommand::List { source, limit } => {
+        FeaturesCommand::List {
+            source,
+            limit,
+            candidates,
+        } => {
             let sae = globals.sae(&client).await?;
-            let source = source.unwrap_or_default();
-            let listed = client.list_features(&sae, &source, cap(limit)).await?;
+            let request = v1::ListFeaturesRequest {
+                sae_id: sae,
+                source: source.unwrap_or_default(),
+                include_candidates: candidates,
+                ..v1::ListFeaturesRequest::default()
+            };
+            let listed = client.list_features(request, cap(limit)).await?;
             print_labels(listed, globals.json)
         }
         FeaturesCommand::Show { feature, vectors } => {
@@ -98,14 +113,38 @@ pub(crate) async fn run(args: FeaturesArgs, globals: &Globals) -> anyhow::Result
                 .get_features(vec![feature.to_ref(default_sae)])
                 .await?;
             // The library has checked that there are as many as asked for.
-            let feature = FeatureView::new(found.swap_remove(0), vectors);
+            let feature = found.swap_remove(0);
+            let request = v1::ListFeaturesRequest {
+                sae_id: feature.sae_id.clone(),
+                feature_index: Some(feature.feature_index),
+                include_candidates: true,
+                ..v1::ListFeaturesRequest::default()
+            };
+            let labels = client.list_features(request, cap(0)).await?.items;
+            let document = ShowDocument {
+                feature: FeatureView::new(feature, vectors),
+                labels: labels.into_iter().map(Into::into).collect(),
+            };
             if globals.json {
-                output::json(&ShowDocument { feature })
+                output::json(&document)
             } else {
-                Ok(print_card(&feature.card())?)
+                print_feature(&document)
             }
         }
     }
+}
+
+fn print_feature(document: &ShowDocument) -> anyhow::Result<()> {
+    print_card(&document.feature.card())?;
+    for label in &document.labels {
+        let (heading, evidence) = label.evidence();
+        output::line(format_args!(
+            "\n{}",
+            style(output::printable(&heading)).bold()
+        ))?;
+        print_card(&evidence)?;
+    }
+    Ok(())
 }
 
 /// `--limit 0` means all.
@@ -115,27 +154,20 @@ pub(crate) fn cap(limit: usize) -> Option<usize> {
 
 fn print_labels(listing: Listing<v1::FeatureLabel>, json: bool) -> anyhow::Result<()> {
     let Listing { items, truncated } = listing;
+    let features: Vec<FeatureLabelView> = items.into_iter().map(Into::into).collect();
     if json {
         return output::json(&ListDocument {
-            features: items.into_iter().map(Into::into).collect(),
+            features,
             truncated,
         });
     }
-    let mut table = Table::new(&["index", "label", "source", "score", "sae"]);
-    let shown = items.len();
-    for label in items {
-        table.row([
-            label.feature_index.to_string(),
-            label.label,
-            label.source,
-            label
-                .score
-                .map(|score| format!("{score:.3}"))
-                .unwrap_or_default(),
-            label.sae_id,
-        ]);
+    let mut table = Table::new(&[
+        "index", "label", "status", "source", "score", "strength", "sae",
+    ]);
+    for label in &features {
+        table.row(label.cells());
     }
     table.print("no labels")?;
-    output::note_truncated(truncated, shown);
+    output::note_truncated(truncated, features.len());
     Ok(())
 }

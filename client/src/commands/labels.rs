@@ -7,7 +7,7 @@ use serde::Serialize;
 use steering_client::v1;
 
 use super::saes::{file_bytes, require_file};
-use crate::{cli::Globals, output, progress};
+use crate::{cli::Globals, failure::of_file, output, progress};
 
 /// Manage labels of SAE features.
 #[derive(Debug, Args)]
@@ -24,7 +24,9 @@ enum LabelsCommand {
     /// Import labels from a file, all or nothing.
     #[command(after_help = "\
 Formats, detected: JSON {\"label\": feature_index}; Neuronpedia explanations (JSON or JSON
-lines with index and description); JSON lines {\"index\", \"label\", \"source\", \"score\"}.
+lines with index and description); JSON lines {\"index\", \"label\", \"source\", \"score\"},
+where \"passed\": false makes a candidate (kept, but no name), and \"strength\",
+\"max_activation\" and \"evidence\" (an object of numbers and texts) are kept too.
 
 Examples:
   steer labels import sae_feature_labels.json --sae gemma-scope-l21-65k
@@ -43,6 +45,7 @@ struct ImportDocument {
     sae_id: String,
     label_count: u64,
     feature_count: u64,
+    candidate_count: u64,
 }
 
 pub(crate) async fn run(args: LabelsArgs, globals: &Globals) -> anyhow::Result<()> {
@@ -62,14 +65,21 @@ pub(crate) async fn run(args: LabelsArgs, globals: &Globals) -> anyhow::Result<(
     let v1::ImportFeatureLabelsResponse {
         label_count,
         feature_count,
-    } = imported?;
+        candidate_count,
+    } = imported.map_err(|error| of_file(&error, &file))?;
     if globals.json {
         return output::json(&ImportDocument {
             sae_id,
             label_count,
             feature_count,
+            candidate_count,
         });
     }
-    let text = format!("{label_count} labels of {feature_count} features imported into {sae_id}");
+    let mut text =
+        format!("{label_count} labels of {feature_count} features imported into {sae_id}");
+    if candidate_count > 0 {
+        text +=
+            &format!("; {candidate_count} kept as candidates: they failed their source's checks");
+    }
     Ok(output::line(text)?)
 }

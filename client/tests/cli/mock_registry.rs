@@ -115,7 +115,7 @@ fn labels() -> impl Iterator<Item = v1::FeatureLabel> {
         feature_index: *index,
         label: (*label).to_owned(),
         source: "manual".to_owned(),
-        score: None,
+        ..v1::FeatureLabel::default()
     })
 }
 
@@ -301,6 +301,7 @@ impl FeatureRegistryService for Registry {
         Ok(Response::new(v1::ImportFeatureLabelsResponse {
             label_count: 64,
             feature_count: 62,
+            candidate_count: 0,
         }))
     }
 

@@ -35,7 +35,7 @@ async fn lists_follow_pages_up_to_the_limit() {
     assert!(run.stderr.contains("more with --limit"), "{run:?}");
     assert_eq!(
         run.ok(),
-        "index  label     source  score  sae\n20175  baseball  manual         l1\n"
+        "index  label     source  sae\n20175  baseball  manual  l1\n"
     );
     let cavs = mock.steer(&["cavs", "list", "--json"]).await.json();
     assert_eq!(cavs["cavs"].as_array().map(Vec::len), Some(3));
@@ -79,7 +79,8 @@ async fn labels_are_sent_in_bounded_chunks() {
         "labels", "import", file, "--sae", "l1", "--source", "auto", "--json",
     ];
     let imported = mock.steer(&args).await.json();
-    let expected = json!({"sae_id": "l1", "label_count": 64, "feature_count": 62});
+    let expected =
+        json!({"sae_id": "l1", "label_count": 64, "feature_count": 62, "candidate_count": 0});
     assert_eq!(imported, expected);
     let uploads = lock(&mock.registry.uploaded).clone();
     assert_eq!(uploads.len(), 1);

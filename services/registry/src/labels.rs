@@ -2,21 +2,24 @@
 
 use std::{
     cell::Cell,
-    fmt,
     io::{BufRead, BufReader, Read, Seek},
     rc::Rc,
 };
 
-use serde::{
-    Deserialize,
-    de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor},
-};
+use serde::{Deserialize, de::Error as _};
 use serde_json::{Deserializer, Number};
 
+use self::{
+    row::Row,
+    stream::{Bounded, DeserializeWith},
+};
 use crate::{
     format::{FormatError, malformed},
-    store::NewLabel,
+    store::{LabelFacts, NewLabel},
 };
+
+mod row;
+mod stream;
 
 /// Longest label in bytes.
 const LABEL_LEN_MAX: usize = 4096;
@@ -164,27 +167,6 @@ fn first_byte(reader: &mut impl BufRead) -> Result<Option<u8>, FormatError> {
     }
 }
 
-/// One entry of rows; keys that other exporters add are no concern of ours.
-#[derive(Deserialize)]
-struct Row {
-    index: Index,
-    label: Option<String>,
-    description: Option<String>,
-    source: Option<String>,
-    score: Option<f64>,
-    #[serde(rename = "modelId")]
-    model_id: Option<String>,
-    layer: Option<serde_json::Value>,
-}
-
-/// Neuronpedia writes indices as text.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Index {
-    Number(Number),
-    Text(String),
-}
-
 /// Takes labels one by one, checks them, hands them on.
 struct Sink<'a> {
     context: &'a LabelContext,
@@ -242,21 +224,25 @@ impl Sink<'_> {
             feature_index,
             label,
             source: self.context.source.clone(),
-            score: None,
+            facts: LabelFacts::default(),
         })
     }
 
     fn row_entry(&mut self, row: Row) -> Result<(), FormatError> {
+        let number = self.count + 1;
+        let facts = row.facts().map_err(|what| {
+            let label = row.label.as_deref().unwrap_or_default();
+            malformed(format!("entry {number} ({label:?}) has {what}"))
+        })?;
         let Row {
             index,
             label,
             description,
             source,
-            score,
             model_id,
             layer,
+            ..
         } = row;
-        let number = self.count + 1;
         let label = match (self.format, label, description) {
             (LabelFormat::Neuronpedia, None, description) => match description {
                 Some(description) if !description.trim().is_empty() => description,
@@ -275,12 +261,7 @@ impl Sink<'_> {
                 "entry {number} ({label:?}) is for another modelId or layer than the first; one SAE's labels are needed"
             )));
         }
-        let index = match index {
-            Index::Number(number) => number.to_string(),
-            Index::Text(text) => text,
-        };
-        let feature_index = self.index(&label, &index)?;
-        let score = score.map(|score| score as f32);
+        let feature_index = self.index(&label, &index.into_text())?;
         let source = source
             .filter(|source| !source.is_empty())
             .unwrap_or_else(|| self.context.source.clone());
@@ -288,7 +269,7 @@ impl Sink<'_> {
             feature_index,
             label,
             source,
-            score,
+            facts,
         })
     }
 
@@ -297,95 +278,6 @@ impl Sink<'_> {
             self.failed = Some(error);
             serde_json::Error::custom("refused")
         })
-    }
-}
-
-/// Runs a [`Sink`] over an object or array without holding it in memory.
-trait DeserializeWith {
-    fn deserialize_map_with(&mut self, sink: &mut Sink<'_>) -> Result<(), serde_json::Error>;
-    fn deserialize_seq_with(&mut self, sink: &mut Sink<'_>) -> Result<(), serde_json::Error>;
-}
-
-impl<'de, R: serde_json::de::Read<'de>> DeserializeWith for Deserializer<R> {
-    fn deserialize_map_with(&mut self, sink: &mut Sink<'_>) -> Result<(), serde_json::Error> {
-        MapOf(sink).deserialize(self)
-    }
-
-    fn deserialize_seq_with(&mut self, sink: &mut Sink<'_>) -> Result<(), serde_json::Error> {
-        SeqOf(sink).deserialize(self)
-    }
-}
-
-struct MapOf<'s, 'a>(&'s mut Sink<'a>);
-
-impl<'de> DeserializeSeed<'de> for MapOf<'_, '_> {
-    type Value = ();
-
-    fn deserialize<D: serde::Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
-        json.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for MapOf<'_, '_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object {label: feature_index}")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(label) = map.next_key::<String>()? {
-            let index = map
-                .next_value::<Number>()
-                .map_err(|error| A::Error::custom(format!("label {label:?}: {error}")))?;
-            if let Err(error) = self.0.notebook_entry(label, &index) {
-                self.0.failed = Some(error);
-                return Err(A::Error::custom("refused"));
-            }
-        }
-        Ok(())
-    }
-}
-
-struct SeqOf<'s, 'a>(&'s mut Sink<'a>);
-
-impl<'de> DeserializeSeed<'de> for SeqOf<'_, '_> {
-    type Value = ();
-
-    fn deserialize<D: serde::Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
-        json.deserialize_seq(self)
-    }
-}
-
-impl<'de> Visitor<'de> for SeqOf<'_, '_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array of objects")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<(), A::Error> {
-        while let Some(row) = rows.next_element::<Row>()? {
-            self.0.row(row).map_err(A::Error::custom)?;
-        }
-        Ok(())
-    }
-}
-
-/// A reader that fails when one entry takes too many bytes.
-struct Bounded<R> {
-    inner: R,
-    left: Rc<Cell<u64>>,
-}
-
-impl<R: Read> Read for Bounded<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        if self.left.get() == 0 {
-            return Err(std::io::ErrorKind::InvalidData.into());
-        }
-        let read = self.inner.read(buffer)?;
-        self.left.set(self.left.get().saturating_sub(read as u64));
-        Ok(read)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
     vectors::Vectors,
 };
 
-pub use features::{FEATURES_MAX, FeatureName, FeatureRef};
+pub use features::{FEATURES_MAX, FeatureName, FeatureRef, check_index};
 pub use saes::ImportSource;
 
 /// SAE imports that run at once: each holds up to 150 MB.
@@ -30,6 +30,8 @@ const IMPORTS_MAX: usize = 16;
 const NAMES_LISTED: u32 = 20;
 /// Look-alikes suggested when a name was not found.
 const SUGGESTIONS_MAX: usize = 5;
+/// Similarity from which a name passes for a mistyped one.
+const ALIKE_MIN: f64 = 0.6;
 
 /// The registry.
 #[derive(Debug)]
@@ -143,7 +145,9 @@ impl Registry {
     }
 }
 
-/// Up to five candidates that look most like `wanted`, best first.
+/// Up to five candidates that look most like `wanted`, best first; those that do not
+/// look like it at all only where nothing does, so that an empty list means that there
+/// is nothing to choose from.
 fn nearest(wanted: &str, candidates: Vec<String>) -> Vec<String> {
     let wanted = wanted.to_lowercase();
     let mut scored: Vec<(f64, String)> = candidates
@@ -155,10 +159,13 @@ fn nearest(wanted: &str, candidates: Vec<String>) -> Vec<String> {
             let contains = folded.contains(&wanted) || wanted.contains(&folded);
             (similarity + if contains { 0.2 } else { 0.0 }, candidate)
         })
-        .filter(|(similarity, _)| *similarity >= 0.6)
         .collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
     scored.truncate(SUGGESTIONS_MAX);
+    let alike = scored.partition_point(|(similarity, _)| *similarity >= ALIKE_MIN);
+    if alike > 0 {
+        scored.truncate(alike);
+    }
     scored.into_iter().map(|(_, candidate)| candidate).collect()
 }
 
@@ -178,6 +185,7 @@ mod tests {
             "{found:?}"
         );
         assert_eq!(nearest("BASEBALL", labels.clone())[0], "baseball");
-        assert!(nearest("zzzzqqqq", labels).is_empty());
+        assert_eq!(nearest("zzzzqqqq", labels).len(), SUGGESTIONS_MAX);
+        assert!(nearest("zzzzqqqq", Vec::new()).is_empty());
     }
 }

@@ -1,7 +1,10 @@
 //! Metadata: SAEs, labels, CAVs. One of the crate's two dynamic seams (the
 //! other is the object store): SQLite today, a cluster's database beside it.
 
+mod label;
 pub mod sqlite;
+
+pub use label::{Evidence, EvidenceValue, FeatureNotes, LabelFacts, LabelRecord, NewLabel};
 
 use std::collections::HashMap;
 
@@ -38,45 +41,15 @@ pub struct SaeRecord {
     pub label_count: u64,
 }
 
-/// A label, on its way in.
-#[derive(Debug, Clone, PartialEq)]
-pub struct NewLabel {
-    /// The feature; below d_sae.
-    pub feature_index: u32,
-    /// Its label.
-    pub label: String,
-    /// Who gave it.
-    pub source: String,
-    /// Quality, if the source gives one.
-    pub score: Option<f32>,
-}
-
-/// A label that is stored.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LabelRecord {
-    /// Key in the store, growing with every label.
-    pub key: i64,
-    /// Name of the SAE.
-    pub sae_id: String,
-    /// The feature.
-    pub feature_index: u32,
-    /// Its label.
-    pub label: String,
-    /// The label in lower case.
-    pub folded: String,
-    /// Who gave it.
-    pub source: String,
-    /// Quality, if known.
-    pub score: Option<f32>,
-}
-
 /// What a label import stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LabelCounts {
-    /// Labels.
+    /// Labels, without candidates.
     pub labels: u64,
     /// Distinct features they name.
     pub features: u64,
+    /// Candidates.
+    pub candidates: u64,
 }
 
 /// Kinds of matches, best first.
@@ -108,6 +81,23 @@ pub struct LabelSearch<'a> {
     pub kind: Match,
     /// Continue behind this label: its folded text and key.
     pub after: Option<(&'a str, i64)>,
+    /// Most labels to return.
+    pub limit: u32,
+}
+
+/// One page of labels by feature and key.
+#[derive(Debug, Clone, Copy)]
+pub struct LabelPage<'a> {
+    /// The SAE.
+    pub sae: i64,
+    /// Only this feature.
+    pub feature_index: Option<u32>,
+    /// Only this source.
+    pub source: Option<&'a str>,
+    /// Candidates too.
+    pub candidates: bool,
+    /// Continue behind this feature and key.
+    pub after: (i64, i64),
     /// Most labels to return.
     pub limit: u32,
 }
@@ -173,29 +163,31 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// Stores labels of one SAE, all or none. A label that is there already
     /// (same feature, source) keeps its place. With `unique_names`, a label
     /// names one feature per source: two in the file are an error, and one
-    /// stored before for another feature is replaced.
+    /// stored before for another feature is replaced. Candidates name nothing, so
+    /// any number of features may have the same, and they replace candidates only.
     async fn add_labels(
         &self,
         sae: &SaeRecord,
         labels: LabelBatches<'_>,
         unique_names: bool,
     ) -> Result<LabelCounts>;
-    /// Features that have exactly this label, at most `limit`.
-    async fn features_labelled(&self, sae: i64, label: &str, limit: u32) -> Result<Vec<u32>>;
-    /// The best label of each feature that has one.
-    async fn best_labels(&self, sae: i64, indices: &[u32]) -> Result<HashMap<u32, String>>;
+    /// Features that have exactly this label (or, with `candidate`, this candidate
+    /// label), at most `limit`.
+    async fn features_labelled(
+        &self,
+        sae: i64,
+        label: &str,
+        candidate: bool,
+        limit: u32,
+    ) -> Result<Vec<u32>>;
+    /// What labels tell of features, for each feature that has any.
+    async fn feature_notes(&self, sae: i64, indices: &[u32]) -> Result<HashMap<u32, FeatureNotes>>;
     /// Labels that may look like `label`; bounded, in no order.
     async fn label_candidates(&self, sae: i64, label: &str) -> Result<Vec<String>>;
     /// Labels that match.
     async fn search_labels(&self, search: LabelSearch<'_>) -> Result<Vec<LabelRecord>>;
-    /// Labels of an SAE by feature and key, behind `after`.
-    async fn list_labels(
-        &self,
-        sae: i64,
-        source: Option<&str>,
-        after: (i64, i64),
-        limit: u32,
-    ) -> Result<Vec<LabelRecord>>;
+    /// Labels of an SAE by feature and key.
+    async fn list_labels(&self, page: LabelPage<'_>) -> Result<Vec<LabelRecord>>;
 
     /// Stores CAVs, all or none. A version that is there already becomes the
     /// newest again. Returns what is stored, without numbers.
@@ -229,19 +221,6 @@ impl SaeRecord {
             origin: self.origin.clone(),
             created_at: Some(timestamp(self.created_at_ms)),
             label_count: self.label_count,
-        }
-    }
-}
-
-impl LabelRecord {
-    /// The wire's message.
-    pub fn into_wire(self) -> v1::FeatureLabel {
-        v1::FeatureLabel {
-            sae_id: self.sae_id,
-            feature_index: self.feature_index,
-            label: self.label,
-            source: self.source,
-            score: self.score,
         }
     }
 }

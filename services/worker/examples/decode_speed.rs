@@ -46,6 +46,7 @@ fn rate(model: &Model, prompt: usize, sequences: usize, steps: usize) -> Result<
             start,
             tokens: (0..n).map(|i| (1000 + 7 * i + slot) as u32).collect(),
             logits: Logits::Last,
+            shared: None,
         };
         let batch = Batch {
             chunks: (0..sequences).map(chunk).collect(),

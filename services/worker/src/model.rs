@@ -12,6 +12,7 @@ pub(crate) mod kv_cache;
 mod layers;
 mod load;
 mod rope;
+mod step;
 mod weights;
 
 use candle_core::Tensor;
@@ -26,7 +27,9 @@ pub use weights::Quantization;
 
 /// Tokens to read in one step: a chunk of each sequence that takes part.
 ///
-/// Activations are laid out flat, `[n_tokens, width]`, chunk after chunk.
+/// Activations are laid out flat, `[n_tokens, width]`, chunk after chunk. On the
+/// CPU, what a token gets is the same bit for bit whatever else is in the batch
+/// and however its sequence is cut into chunks.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
     /// At most one chunk per slot.
@@ -44,15 +47,18 @@ pub struct Chunk {
     pub tokens: Vec<u32>,
     /// Which tokens' logits are needed.
     pub logits: Logits,
-    /// shared
+    /// What an earlier chunk computes for this one too.
     pub shared: Option<Shared>,
 }
-/// stub
+
+/// Work that a chunk leaves to an earlier one, which has the same tokens at the
+/// same positions after the same past, and the same activations so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shared {
-    /// stub
+    /// Index of an earlier chunk of the batch that shares nothing itself.
     pub leader: usize,
-    /// stub
+    /// Leading layers whose activations equal the leader's, `1..=n_layers`. The
+    /// chunk's rows join right before `blocks.{layers - 1}.hook_resid_post`.
     pub layers: usize,
 }
 
@@ -63,7 +69,7 @@ pub enum Logits {
     None,
     /// The last token's.
     Last,
-    /// stub
+    /// Those of this token of the chunk, counted from 0, and of all behind it.
     From(usize),
 }
 
@@ -82,7 +88,7 @@ impl Batch {
             match chunk.logits {
                 Logits::None => {}
                 Logits::Last => rows.push(first + n - 1),
-                Logits::From(i) => rows.extend(first + i as u32..first + n),
+                Logits::From(token) => rows.extend(first + (token as u32).min(n)..first + n),
             }
             first += n;
         }
@@ -95,8 +101,10 @@ pub trait Hook {
     /// Whether [`Hook::apply`] is to be called at a hook point in this step.
     fn wants(&self, point: HookPoint) -> bool;
 
-    /// Sees the activations `x`, shape `[n_tokens, width]`, and returns what is
-    /// to take their place, if anything.
+    /// Sees activations `x`, shape `[n_rows, width]`, and returns what is to take
+    /// their place, if anything. `chunks` are the indices of the batch's chunks
+    /// whose tokens the rows are, in order: not all while some are
+    /// [shared](Chunk::shared).
     fn apply(
         &mut self,
         point: HookPoint,

@@ -152,7 +152,7 @@ fn limits(config: &Config, context_length: usize, model: &Model) -> v1::Limits {
         max_probes: 64,
         max_stop_conditions: 16,
         kv_cache_bytes: u64::from(config.kv_cache_mib) << 20,
-        kv_bytes_per_token: model.kv_bytes(1) as u64,
+        kv_bytes_per_token: model.kv_bytes(context_length).div_ceil(context_length) as u64,
     }
 }
 

@@ -11,19 +11,19 @@ pub(crate) struct SamplingOptions {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Divides the logits; 0 = greedy.
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Keep the K most likely tokens; 0 = all.
     #[arg(long, value_name = "K")]
     top_k: Option<u32>,
     /// Keep the smallest set of tokens with this probability.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
     /// Drop tokens below this fraction of the best one's probability.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     min_p: Option<f32>,
     /// Make tokens seen before less likely; 1 = off.
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
     /// Sample, with the model's own temperature unless one is given.
     #[arg(long, conflicts_with = "greedy")]

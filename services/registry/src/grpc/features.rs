@@ -7,8 +7,8 @@ use super::{pages, receive, saes::named};
 use crate::{
     error::Result,
     import::options::check_text,
-    registry::{FEATURES_MAX, FeatureRef, Registry},
-    store::{LabelRecord, LabelSearch, Match},
+    registry::{FEATURES_MAX, FeatureRef, Registry, check_index},
+    store::{LabelPage, LabelRecord, LabelSearch, Match},
 };
 
 const SEARCH_PAGE_SIZE: u32 = 20;
@@ -92,14 +92,29 @@ pub(super) async fn list(
         source,
         page_size,
         page_token,
+        feature_index,
+        include_candidates,
     } = request;
     let size = pages::page_size(page_size, LIST_PAGE_SIZE)?;
     let sae = registry.sae(&named(sae_id)?).await?;
-    let scope = format!("labels of {} from {source}", sae.key);
+    if let Some(index) = feature_index {
+        check_index(&sae, index)?;
+    }
+    let scope = format!(
+        "labels of {} {feature_index:?} {include_candidates} from {source}",
+        sae.key
+    );
     let after: Option<(i64, i64)> = pages::decode(&scope, &page_token)?;
     let source = Some(source.as_str()).filter(|source| !source.is_empty());
     let mut labels = registry
-        .list_labels(&sae, source, after.unwrap_or((0, 0)), size + 1)
+        .list_labels(LabelPage {
+            sae: sae.key,
+            feature_index,
+            source,
+            candidates: include_candidates,
+            after: after.unwrap_or((0, 0)),
+            limit: size + 1,
+        })
         .await?;
     let more = labels.len() > size as usize;
     labels.truncate(size as usize);
@@ -169,5 +184,6 @@ pub(super) async fn import_labels(
     Ok(v1::ImportFeatureLabelsResponse {
         label_count: counts.labels,
         feature_count: counts.features,
+        candidate_count: counts.candidates,
     })
 }

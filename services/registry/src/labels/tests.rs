@@ -13,7 +13,12 @@ fn read(text: &str) -> Result<Vec<Read>, String> {
     let mut labels = Vec::new();
     let format = LabelFormat::detect(Cursor::new(text)).map_err(|error| error.to_string())?;
     read_labels(Cursor::new(text), format, &context, &mut |label| {
-        labels.push((label.feature_index, label.label, label.source, label.score));
+        labels.push((
+            label.feature_index,
+            label.label,
+            label.source,
+            label.facts.score,
+        ));
         Ok(())
     })
     .map_err(|error| error.to_string())?;

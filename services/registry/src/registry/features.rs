@@ -9,7 +9,7 @@ use crate::{
     canonical::FeatureNumbers,
     error::{Error, Result},
     serve::SEND_BYTES_MAX,
-    store::{LabelRecord, LabelSearch, SaeRecord},
+    store::{FeatureNotes, LabelPage, LabelRecord, LabelSearch, SaeRecord},
 };
 
 /// Most features of one request.
@@ -83,24 +83,16 @@ impl Registry {
         let mut features: Vec<Option<v1::SaeFeature>> = vec![None; count];
         for Group { sae, wanted } in groups.into_values() {
             let indices: Vec<u32> = wanted.iter().map(|&(_, index, _)| index).collect();
-            let unlabelled: Vec<u32> = wanted
-                .iter()
-                .filter(|(_, _, label)| label.is_none())
-                .map(|&(_, index, _)| index)
-                .collect();
-            let mut labels = HashMap::new();
-            if !unlabelled.is_empty() {
-                labels = self.store.best_labels(sae.key, &unlabelled).await?;
-            }
+            let notes = self.store.feature_notes(sae.key, &indices).await?;
             let numbers = self
                 .vectors
                 .read(&sae.digest, &sae.layout, &indices)
                 .await?;
             for ((position, index, label), numbers) in wanted.into_iter().zip(numbers) {
-                let label = label
-                    .or_else(|| labels.get(&index).cloned())
-                    .unwrap_or_default();
-                features[position] = Some(to_wire(&sae, index, label, numbers));
+                let mut notes = notes.get(&index).cloned().unwrap_or_default();
+                // The name it was asked for by, rather than its best one.
+                notes.label = label.or(notes.label);
+                features[position] = Some(to_wire(&sae, index, notes, numbers));
             }
         }
         features
@@ -145,18 +137,11 @@ impl Registry {
     async fn index_of(&self, sae: &SaeRecord, label: &str) -> Result<u32> {
         let found = self
             .store
-            .features_labelled(sae.key, label, AMBIGUOUS_LISTED)
+            .features_labelled(sae.key, label, false, AMBIGUOUS_LISTED)
             .await?;
         match found.as_slice() {
             [index] => Ok(*index),
-            [] => {
-                let candidates = self.store.label_candidates(sae.key, label).await?;
-                Err(Error::LabelNotFound {
-                    sae_id: sae.name.clone(),
-                    label: label.to_owned(),
-                    nearest: nearest(label, candidates),
-                })
-            }
+            [] => Err(self.label_not_found(sae, label).await?),
             several => {
                 let indices: Vec<String> = several.iter().map(ToString::to_string).collect();
                 let message = format!(
@@ -169,24 +154,42 @@ impl Registry {
         }
     }
 
+    async fn label_not_found(&self, sae: &SaeRecord, label: &str) -> Result<Error> {
+        let candidates = self
+            .store
+            .features_labelled(sae.key, label, true, AMBIGUOUS_LISTED)
+            .await?;
+        if !candidates.is_empty() {
+            let indices: Vec<String> = candidates.iter().map(ToString::to_string).collect();
+            let message = format!(
+                "{label:?} is a candidate label of SAE {:?}: it failed its source's checks, so it \
+                 is no name; use feature_index {}",
+                sae.name,
+                indices.join(" or ")
+            );
+            return Ok(Invalid::field("label", message).into());
+        }
+        let names = self.store.label_candidates(sae.key, label).await?;
+        Ok(Error::LabelNotFound {
+            sae_id: sae.name.clone(),
+            label: label.to_owned(),
+            nearest: nearest(label, names),
+        })
+    }
+
     /// One page of labels of one kind of match.
     pub async fn search_labels(&self, search: LabelSearch<'_>) -> Result<Vec<LabelRecord>> {
         self.store.search_labels(search).await
     }
 
-    /// Labels of an SAE by feature, behind `after` (feature and label key).
-    pub async fn list_labels(
-        &self,
-        sae: &SaeRecord,
-        source: Option<&str>,
-        after: (i64, i64),
-        limit: u32,
-    ) -> Result<Vec<LabelRecord>> {
-        self.store.list_labels(sae.key, source, after, limit).await
+    /// One page of labels by feature.
+    pub async fn list_labels(&self, page: LabelPage<'_>) -> Result<Vec<LabelRecord>> {
+        self.store.list_labels(page).await
     }
 }
 
-fn check_index(sae: &SaeRecord, index: u32) -> Result<(), Invalid> {
+/// Checks that an SAE has a feature.
+pub fn check_index(sae: &SaeRecord, index: u32) -> Result<(), Invalid> {
     let d_sae = sae.layout.d_sae;
     if index < d_sae {
         return Ok(());
@@ -207,7 +210,12 @@ fn in_field(error: Error, field: &str) -> Error {
     }
 }
 
-fn to_wire(sae: &SaeRecord, index: u32, label: String, numbers: FeatureNumbers) -> v1::SaeFeature {
+fn to_wire(
+    sae: &SaeRecord,
+    index: u32,
+    notes: FeatureNotes,
+    numbers: FeatureNumbers,
+) -> v1::SaeFeature {
     use v1::sae_feature::Activation as Wire;
     let FeatureNumbers {
         encoder,
@@ -232,7 +240,7 @@ fn to_wire(sae: &SaeRecord, index: u32, label: String, numbers: FeatureNumbers) 
         sae_id: sae.name.clone(),
         sae_digest: sae.digest.clone(),
         feature_index: index,
-        label,
+        label: notes.label.unwrap_or_default(),
         hook_name: sae.hook_name.clone(),
         model_id: sae.model_id.clone(),
         encoder,
@@ -240,6 +248,6 @@ fn to_wire(sae: &SaeRecord, index: u32, label: String, numbers: FeatureNumbers) 
         decoder,
         activation: Some(activation),
         input_normalization: sae.normalization.to_wire().into(),
-        max_activation: None,
+        max_activation: notes.max_activation,
     }
 }

@@ -14,7 +14,8 @@ use sqlx::{
 use tonic::async_trait;
 
 use super::{
-    CavAddress, CavRecord, LabelBatches, LabelCounts, LabelRecord, LabelSearch, SaeRecord, Store,
+    CavAddress, CavRecord, FeatureNotes, LabelBatches, LabelCounts, LabelPage, LabelRecord,
+    LabelSearch, SaeRecord, Store,
 };
 use crate::error::Result;
 
@@ -86,12 +87,18 @@ impl Store for SqliteStore {
         self.insert_labels(sae, labels, unique_names).await
     }
 
-    async fn features_labelled(&self, sae: i64, label: &str, limit: u32) -> Result<Vec<u32>> {
-        self.find_label(sae, label, limit).await
+    async fn features_labelled(
+        &self,
+        sae: i64,
+        label: &str,
+        candidate: bool,
+        limit: u32,
+    ) -> Result<Vec<u32>> {
+        self.find_label(sae, label, candidate, limit).await
     }
 
-    async fn best_labels(&self, sae: i64, indices: &[u32]) -> Result<HashMap<u32, String>> {
-        self.find_best_labels(sae, indices).await
+    async fn feature_notes(&self, sae: i64, indices: &[u32]) -> Result<HashMap<u32, FeatureNotes>> {
+        self.find_notes(sae, indices).await
     }
 
     async fn label_candidates(&self, sae: i64, label: &str) -> Result<Vec<String>> {
@@ -102,14 +109,8 @@ impl Store for SqliteStore {
         self.find_labels(search).await
     }
 
-    async fn list_labels(
-        &self,
-        sae: i64,
-        source: Option<&str>,
-        after: (i64, i64),
-        limit: u32,
-    ) -> Result<Vec<LabelRecord>> {
-        self.page_of_labels(sae, source, after, limit).await
+    async fn list_labels(&self, page: LabelPage<'_>) -> Result<Vec<LabelRecord>> {
+        self.page_of_labels(page).await
     }
 
     async fn add_cavs(&self, cavs: &[CavRecord]) -> Result<Vec<CavRecord>> {

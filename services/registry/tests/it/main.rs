@@ -2,6 +2,7 @@
 
 mod binary;
 mod cavs;
+mod evidence;
 mod features;
 mod golden;
 mod harness;

@@ -156,6 +156,7 @@ async fn listings_go_by_feature_in_pages() {
                 source: source.to_owned(),
                 page_size: 4,
                 page_token,
+                ..v1::ListFeaturesRequest::default()
             };
             let page = server
                 .client

@@ -6,9 +6,10 @@ use steering_proto::{HookPoint, Site};
 use super::{
     Batch, Hook, ModelConfig,
     attention::Attention,
-    kv_cache::KvCache,
+    kv_cache::{KvCache, KvShape},
     layers::{Linear, Matrix, Mlp, RmsNorm, softcap},
     rope::{Rope, Rotation},
+    step::{Span, Step},
 };
 
 /// A loaded model. Immutable; state lives in the [`KvCache`].
@@ -65,17 +66,19 @@ impl Model {
         &self.device
     }
 
-    /// stub
-    pub fn kv_bytes(&self, tokens: usize) -> usize {
-        tokens
-    }
-    /// stub
-    pub fn project(&self, _: &[f32]) -> Result<Vec<f32>> {
-        Ok(Vec::new())
-    }
     /// An empty cache for this model.
     pub fn new_cache(&self, n_slots: usize) -> KvCache {
-        KvCache::new(&self.config, n_slots, self.dtype, &self.device)
+        KvCache::new(self.kv_shape(), n_slots)
+    }
+
+    /// Bytes of keys and values that a sequence of `tokens` tokens holds at most
+    /// between steps.
+    pub fn kv_bytes(&self, tokens: usize) -> usize {
+        self.kv_shape().bytes(tokens)
+    }
+
+    fn kv_shape(&self) -> KvShape {
+        KvShape::new(&self.config, self.dtype, &self.device)
     }
 
     /// Width of the activation at a hook point.
@@ -94,29 +97,35 @@ impl Model {
         cache: &mut KvCache,
         hook: &mut dyn Hook,
     ) -> Result<Option<Tensor>> {
-        let positions: Vec<u32> = batch
-            .chunks
-            .iter()
-            .flat_map(|chunk| (chunk.start..chunk.start + chunk.tokens.len()).map(|p| p as u32))
-            .collect();
-        let rotations = self
-            .ropes
-            .iter()
-            .map(|rope| rope.at(&positions, self.dtype, &self.device))
-            .collect::<Result<Vec<_>>>()?;
-        let mut x = self.embed(batch)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            let rotation = &rotations[self.config.layers[index].rope];
-            x = self.layer(layer, index, x, batch, rotation, cache, hook)?;
+        let step = Step::new(batch, self.layers.len())?;
+        let mut pass = Pass {
+            rotations: self.rotations(&step)?,
+            model: self,
+            step,
+            cache,
+            hook,
+        };
+        let mut x = self.embed(&pass.step)?;
+        for index in 0..self.layers.len() {
+            x = pass.layer(index, x)?;
         }
         self.logits(&x, &batch.logit_rows())
     }
 
-    fn embed(&self, batch: &Batch) -> Result<Tensor> {
-        let ids: Vec<u32> = batch
-            .chunks
+    /// Logit lens of a direction: `W_U · norm(direction)` with the final norm
+    /// and without softcap, one number per token id.
+    pub fn project(&self, direction: &[f32]) -> Result<Vec<f32>> {
+        let x = Tensor::from_slice(direction, (1, direction.len()), &self.device)?;
+        let x = self.norm.forward(&x.to_dtype(self.dtype)?)?;
+        let logits = self.head.forward(&x)?.to_dtype(DType::F32)?;
+        logits.flatten_all()?.to_vec1()
+    }
+
+    fn embed(&self, step: &Step<'_>) -> Result<Tensor> {
+        let ids: Vec<u32> = step
+            .spans()
             .iter()
-            .flat_map(|chunk| chunk.tokens.iter().copied())
+            .flat_map(|span| span.chunk.tokens.iter().copied())
             .collect();
         let n = ids.len();
         let ids = Tensor::from_vec(ids, n, &self.device)?;
@@ -129,37 +138,18 @@ impl Model {
         x.broadcast_mul(&scale.to_dtype(self.dtype)?)
     }
 
-    #[allow(clippy::too_many_arguments)] // one call site; a struct would only rename them
-    fn layer(
-        &self,
-        layer: &Layer,
-        index: usize,
-        x: Tensor,
-        batch: &Batch,
-        rotation: &Rotation,
-        cache: &mut KvCache,
-        hook: &mut dyn Hook,
-    ) -> Result<Tensor> {
-        let mut at = |site, x: Tensor| {
-            let point = HookPoint { layer: index, site };
-            if !hook.wants(point) {
-                return Ok(x);
-            }
-            Ok::<_, candle_core::Error>(hook.apply(point, &x, &[])?.unwrap_or(x))
-        };
-        let x = at(Site::ResidPre, x)?;
-
-        let normed = layer.attention_norm.forward(&x)?;
-        let attention = &layer.attention;
-        let z = attention.z(&normed, batch, index, &self.config, rotation, cache)?;
-        let z = at(Site::Z, z)?;
-        let added = post_norm(layer.attention_post_norm.as_ref(), attention.o.forward(&z)?)?;
-        let x = (x + at(Site::AttnOut, added)?)?;
-
-        let added = layer.mlp.forward(&layer.mlp_norm.forward(&x)?)?;
-        let added = post_norm(layer.mlp_post_norm.as_ref(), added)?;
-        let x = (x + at(Site::MlpOut, added)?)?;
-        at(Site::ResidPost, x)
+    /// One rotation per rotary embedding, for the tokens that have rows.
+    fn rotations(&self, step: &Step<'_>) -> Result<Vec<Rotation>> {
+        let positions: Vec<u32> = step
+            .spans()
+            .iter()
+            .flat_map(|Span { chunk, .. }| chunk.start..chunk.start + chunk.tokens.len())
+            .map(|position| position as u32)
+            .collect();
+        self.ropes
+            .iter()
+            .map(|rope| rope.at(&positions, self.dtype, &self.device))
+            .collect()
     }
 
     fn logits(&self, x: &Tensor, rows: &[u32]) -> Result<Option<Tensor>> {
@@ -170,6 +160,57 @@ impl Model {
         let x = self.norm.forward(&x.index_select(&rows, 0)?)?;
         let logits = softcap(self.head.forward(&x)?, self.config.final_softcap)?;
         logits.to_dtype(DType::F32).map(Some)
+    }
+}
+
+/// One batch's way through the layers.
+struct Pass<'a> {
+    model: &'a Model,
+    step: Step<'a>,
+    rotations: Vec<Rotation>,
+    cache: &'a mut KvCache,
+    hook: &'a mut dyn Hook,
+}
+
+impl Pass<'_> {
+    fn layer(&mut self, index: usize, x: Tensor) -> Result<Tensor> {
+        let model = self.model;
+        let layer = &model.layers[index];
+        let x = self.hooked(index, Site::ResidPre, x)?;
+
+        let normed = layer.attention_norm.forward(&x)?;
+        let rotation = &self.rotations[model.config.layers[index].rope];
+        let attention = &layer.attention;
+        let config = &model.config;
+        let z = attention.z(&normed, &self.step, index, config, rotation, self.cache)?;
+        let z = self.hooked(index, Site::Z, z)?;
+        let added = post_norm(layer.attention_post_norm.as_ref(), attention.o.forward(&z)?)?;
+        let x = (x + self.hooked(index, Site::AttnOut, added)?)?;
+
+        let added = layer.mlp.forward(&layer.mlp_norm.forward(&x)?)?;
+        let added = post_norm(layer.mlp_post_norm.as_ref(), added)?;
+        let x = (x + self.hooked(index, Site::MlpOut, added)?)?;
+        let x = self.join(index + 1, x)?;
+        self.hooked(index, Site::ResidPost, x)
+    }
+
+    fn hooked(&mut self, layer: usize, site: Site, x: Tensor) -> Result<Tensor> {
+        let point = HookPoint { layer, site };
+        if !self.hook.wants(point) {
+            return Ok(x);
+        }
+        let edited = self.hook.apply(point, &x, self.step.active())?;
+        Ok(edited.unwrap_or(x))
+    }
+
+    /// Gives chunks that share `layers` layers their rows: copies of the leaders'.
+    fn join(&mut self, layers: usize, x: Tensor) -> Result<Tensor> {
+        let Some(rows) = self.step.join(layers) else {
+            return Ok(x);
+        };
+        self.rotations = self.model.rotations(&self.step)?;
+        let n = rows.len();
+        x.index_select(&Tensor::from_vec(rows, n, x.device())?, 0)
     }
 }
 

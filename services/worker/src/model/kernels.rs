@@ -1,4 +1,5 @@
-//! Matrix products on the CPU. The only module with `unsafe`.
+//! What runs on the CPU: matrix products here, attention below. The only module
+//! with `unsafe`, and that in `dispatch` alone.
 //!
 //! Weights stay as they are stored: a tile of them is unpacked to f32 once for
 //! a block of activation rows, and multiplied with unrounded f32 activations.
@@ -6,11 +7,16 @@
 //! row's result is the same bit for bit whatever other rows are in the batch:
 //! each element is summed in the same lanes in the same order.
 
+mod attention;
+mod dispatch;
+mod math;
 mod unpack;
 
 use candle_core::quantized::GgmlDType;
 use rayon::prelude::*;
 
+pub(super) use attention::{Rules, Sequence, attention};
+use dispatch::{Kernel, dispatch};
 use unpack::Unpack;
 
 /// Elements of a row that are unpacked at a time.
@@ -107,7 +113,15 @@ pub(super) fn product(x: &[f32], m: usize, weights: &Weights<'_>) -> Vec<f32> {
     by_column
         .par_chunks_mut(rows * m)
         .enumerate()
-        .for_each(|(task, out)| columns(&padded, m, weights, task * rows, out));
+        .for_each(|(task, out)| {
+            dispatch(Columns {
+                x: &padded,
+                m,
+                weights,
+                first: task * rows,
+                out,
+            });
+        });
     if m == 1 {
         return by_column;
     }
@@ -134,78 +148,43 @@ fn transpose(by_column: &[f32], n: usize, m: usize) -> Vec<f32> {
     out
 }
 
-/// Computes some columns of the result, `m` values each, from weight row
-/// `first` on, with the best instructions of this machine.
-fn columns(x: &[f32], m: usize, weights: &Weights<'_>, first: usize, out: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-        {
-            // SAFETY: the features were detected on the line above.
-            #[allow(unsafe_code)]
-            return unsafe { columns_avx512(x, m, weights, first, out) };
-        }
-        if is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c")
-        {
-            // SAFETY: the features were detected on the line above.
-            #[allow(unsafe_code)]
-            return unsafe { columns_avx2(x, m, weights, first, out) };
-        }
-    }
-    columns_generic::<{ cfg!(target_arch = "aarch64") }>(x, m, weights, first, out);
-}
-
-/// [`columns_generic`], compiled for AVX-512.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-fn columns_avx512(x: &[f32], m: usize, weights: &Weights<'_>, first: usize, out: &mut [f32]) {
-    columns_generic::<true>(x, m, weights, first, out);
-}
-
-/// [`columns_generic`], compiled for AVX2.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn columns_avx2(x: &[f32], m: usize, weights: &Weights<'_>, first: usize, out: &mut [f32]) {
-    columns_generic::<true>(x, m, weights, first, out);
-}
-
-/// `FMA`: whether the machine has a fused multiply-add; without one,
-/// `mul_add` would be a slow library call.
-#[inline(always)]
-fn columns_generic<const FMA: bool>(
-    x: &[f32],
+/// Some columns of the result, `m` values each, from weight row `first` on.
+struct Columns<'a> {
+    x: &'a [f32],
     m: usize,
-    weights: &Weights<'_>,
+    weights: &'a Weights<'a>,
     first: usize,
-    out: &mut [f32],
-) {
-    match weights.format {
-        Format::F32 => columns_of::<unpack::F32, FMA>(x, m, weights, first, out),
-        Format::F16 => columns_of::<unpack::F16, FMA>(x, m, weights, first, out),
-        Format::Bf16 => columns_of::<unpack::Bf16, FMA>(x, m, weights, first, out),
-        Format::Q4_0 => columns_of::<unpack::Q4_0, FMA>(x, m, weights, first, out),
-        Format::Q4_1 => columns_of::<unpack::Q4_1, FMA>(x, m, weights, first, out),
-        Format::Q5_0 => columns_of::<unpack::Q5_0, FMA>(x, m, weights, first, out),
-        Format::Q5_1 => columns_of::<unpack::Q5_1, FMA>(x, m, weights, first, out),
-        Format::Q8_0 => columns_of::<unpack::Q8_0, FMA>(x, m, weights, first, out),
-        Format::Q4K => columns_of::<unpack::Q4K, FMA>(x, m, weights, first, out),
-        Format::Q5K => columns_of::<unpack::Q5K, FMA>(x, m, weights, first, out),
-        Format::Q6K => columns_of::<unpack::Q6K, FMA>(x, m, weights, first, out),
+    out: &'a mut [f32],
+}
+
+impl Kernel for Columns<'_> {
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        match self.weights.format {
+            Format::F32 => columns_of::<unpack::F32, FMA>(self),
+            Format::F16 => columns_of::<unpack::F16, FMA>(self),
+            Format::Bf16 => columns_of::<unpack::Bf16, FMA>(self),
+            Format::Q4_0 => columns_of::<unpack::Q4_0, FMA>(self),
+            Format::Q4_1 => columns_of::<unpack::Q4_1, FMA>(self),
+            Format::Q5_0 => columns_of::<unpack::Q5_0, FMA>(self),
+            Format::Q5_1 => columns_of::<unpack::Q5_1, FMA>(self),
+            Format::Q8_0 => columns_of::<unpack::Q8_0, FMA>(self),
+            Format::Q4K => columns_of::<unpack::Q4K, FMA>(self),
+            Format::Q5K => columns_of::<unpack::Q5K, FMA>(self),
+            Format::Q6K => columns_of::<unpack::Q6K, FMA>(self),
+        }
     }
 }
 
 #[inline(always)]
-fn columns_of<U: Unpack, const FMA: bool>(
-    x: &[f32],
-    m: usize,
-    weights: &Weights<'_>,
-    first: usize,
-    out: &mut [f32],
-) {
+fn columns_of<U: Unpack, const FMA: bool>(columns: Columns<'_>) {
+    let Columns {
+        x,
+        m,
+        weights,
+        first,
+        out,
+    } = columns;
     let width = weights.in_width.next_multiple_of(TILE);
     let mut sums: [Sums; BLOCK] = [[[0.0; LANES]; GROUP]; BLOCK];
     let mut tiles: Tiles = [[0.0; TILE]; GROUP];

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{
-    CpuStorage, D, DType, Module, Result, Storage, Tensor,
+    CpuStorage, D, DType, Layout, Module, Result, Storage, StorageRef, Tensor,
     quantized::{QMatMul, QTensor},
 };
 
@@ -177,5 +177,25 @@ pub(super) fn softcap(x: Tensor, cap: Option<f64>) -> Result<Tensor> {
     match cap {
         None => Ok(x),
         Some(cap) => (x / cap)?.tanh()? * cap,
+    }
+}
+
+/// The numbers of a contiguous f32 tensor on the CPU, where they are.
+pub(super) struct Floats<'a> {
+    storage: StorageRef<'a>,
+    layout: &'a Layout,
+}
+
+impl<'a> Floats<'a> {
+    pub(super) fn of(tensor: &'a Tensor) -> Self {
+        let (storage, layout) = tensor.storage_and_layout();
+        Self { storage, layout }
+    }
+
+    pub(super) fn slice(&self) -> Result<&[f32]> {
+        match (&*self.storage, self.layout.contiguous_offsets()) {
+            (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => Ok(&values[start..end]),
+            _ => candle_core::bail!("not a contiguous f32 tensor on the CPU"),
+        }
     }
 }

@@ -153,8 +153,11 @@ impl SteeringState {
     /// Goes on from the first `len` tokens of another sequence, to which the
     /// same was done.
     pub fn restore(&mut self, program: &Program, memory: &SteeringMemory, len: usize) {
-        for (intervention, touches) in program.interventions.iter().zip(&mut self.touches) {
-            let known = find(&memory.touches, &intervention.digest);
+        for (index, touches) in self.touches.iter_mut().enumerate() {
+            if program.merged_into(index).is_some() {
+                continue; // counted with the one it was merged into
+            }
+            let known = find(&memory.touches, &program.interventions[index].digest);
             *touches = known.map_or_else(Vec::new, |known| {
                 let before = known.iter().filter(|t| (t.position as usize) < len);
                 before.copied().collect()

@@ -10,11 +10,12 @@ use super::{SqliteStore, prefix_end};
 use crate::{
     error::{Error, Result},
     store::{
-        LabelBatches, LabelCounts, LabelRecord, LabelSearch, Match, NewLabel, SaeRecord, now_ms,
+        Evidence, FeatureNotes, LabelBatches, LabelCounts, LabelFacts, LabelPage, LabelRecord,
+        LabelSearch, Match, NewLabel, SaeRecord, now_ms,
     },
 };
 
-/// Rows per INSERT: eight values each, well below SQLite's limit of 32,766.
+/// Rows per INSERT: eleven values each, well below SQLite's limit of 32,766.
 const ROWS_PER_INSERT: usize = 500;
 /// Labels compared with a label that was not found.
 const CANDIDATES_MAX: u32 = 5_000;
@@ -30,9 +31,23 @@ impl FromRow<'_, SqliteRow> for LabelRecord {
             label: row.try_get("label")?,
             folded: row.try_get("folded")?,
             source: row.try_get("source")?,
-            score: row.try_get("score")?,
+            facts: LabelFacts {
+                score: row.try_get("score")?,
+                candidate: row.try_get("candidate")?,
+                strength: row.try_get("strength")?,
+                max_activation: row.try_get("max_activation")?,
+                evidence: evidence(row.try_get("evidence")?)?,
+            },
         })
     }
+}
+
+/// Reads the column `evidence`.
+fn evidence(json: Option<&str>) -> sqlx::Result<Vec<Evidence>> {
+    let evidence = json.map(serde_json::from_str).transpose();
+    Ok(evidence
+        .map_err(|error| sqlx::Error::Decode(error.into()))?
+        .unwrap_or_default())
 }
 
 /// Statistics are never gathered, so the planner would take `sae = ?` for a
@@ -47,7 +62,8 @@ const BY_FEATURE: &str = "labels l CROSS JOIN saes s ON s.id = l.sae ";
 
 fn select(from: &str) -> QueryBuilder<Sqlite> {
     let mut query = QueryBuilder::new(
-        "SELECT l.id, s.name AS sae_name, l.feature_index, l.label, l.folded, l.source, l.score FROM ",
+        "SELECT l.id, s.name AS sae_name, l.feature_index, l.label, l.folded, l.source, l.score, \
+         l.candidate, l.strength, l.max_activation, l.evidence FROM ",
     );
     query.push(from);
     query
@@ -82,13 +98,15 @@ impl SqliteStore {
             refuse_ambiguous(&mut transaction, import).await?;
             remove_superseded(&mut transaction, import).await?;
         }
-        let (labels, features): (i64, i64) = sqlx::query_as(
-            "SELECT COUNT(*), COUNT(DISTINCT feature_index) FROM labels WHERE import = ?",
+        let (labels, features, candidates): (i64, i64, i64) = sqlx::query_as(
+            "SELECT COUNT(*) FILTER (WHERE NOT candidate), \
+             COUNT(DISTINCT feature_index) FILTER (WHERE NOT candidate), \
+             COUNT(*) FILTER (WHERE candidate) FROM labels WHERE import = ?",
         )
         .bind(import)
         .fetch_one(&mut *transaction)
         .await?;
-        sqlx::query("UPDATE saes SET label_count = (SELECT COUNT(*) FROM labels WHERE sae = saes.id) WHERE id = ?")
+        sqlx::query("UPDATE saes SET label_count = (SELECT COUNT(*) FROM labels WHERE sae = saes.id AND NOT candidate) WHERE id = ?")
             .bind(sae.key)
             .execute(&mut *transaction)
             .await?;
@@ -96,38 +114,57 @@ impl SqliteStore {
         Ok(LabelCounts {
             labels: labels.unsigned_abs(),
             features: features.unsigned_abs(),
+            candidates: candidates.unsigned_abs(),
         })
     }
 
-    pub(super) async fn find_label(&self, sae: i64, label: &str, limit: u32) -> Result<Vec<u32>> {
+    pub(super) async fn find_label(
+        &self,
+        sae: i64,
+        label: &str,
+        candidate: bool,
+        limit: u32,
+    ) -> Result<Vec<u32>> {
         Ok(sqlx::query_scalar(
             "SELECT DISTINCT feature_index FROM labels INDEXED BY labels_folded WHERE folded = ? AND sae = ? AND label = ? \
-             ORDER BY feature_index LIMIT ?",
+             AND candidate = ? ORDER BY feature_index LIMIT ?",
         )
         .bind(label.to_lowercase())
         .bind(sae)
         .bind(label)
+        .bind(candidate)
         .bind(limit)
         .fetch_all(&self.readers)
         .await?)
     }
 
-    pub(super) async fn find_best_labels(
+    pub(super) async fn find_notes(
         &self,
         sae: i64,
         indices: &[u32],
-    ) -> Result<HashMap<u32, String>> {
+    ) -> Result<HashMap<u32, FeatureNotes>> {
         let indices = serde_json::to_string(indices).unwrap_or_default();
-        let rows: Vec<(u32, String)> = sqlx::query_as(
-            "SELECT i.value, (SELECT label FROM labels WHERE sae = ? AND feature_index = i.value \
-             ORDER BY source = 'manual' DESC, score DESC NULLS LAST, id LIMIT 1) AS label \
-             FROM json_each(?) i WHERE label IS NOT NULL",
+        let rows: Vec<(u32, Option<String>, Option<f32>)> = sqlx::query_as(
+            "SELECT i.value, \
+             (SELECT label FROM labels WHERE sae = ?1 AND feature_index = i.value AND NOT candidate \
+             ORDER BY source = 'manual' DESC, score DESC NULLS LAST, id LIMIT 1), \
+             (SELECT max_activation FROM labels WHERE sae = ?1 AND feature_index = i.value \
+             AND max_activation IS NOT NULL \
+             ORDER BY candidate, source = 'manual' DESC, score DESC NULLS LAST, id LIMIT 1) \
+             FROM json_each(?2) i",
         )
         .bind(sae)
         .bind(indices)
         .fetch_all(&self.readers)
         .await?;
-        Ok(rows.into_iter().collect())
+        let notes = rows.into_iter().map(|(index, label, max_activation)| {
+            let notes = FeatureNotes {
+                label,
+                max_activation,
+            };
+            (index, notes)
+        });
+        Ok(notes.collect())
     }
 
     /// Labels with the same beginning and about the same length, then any:
@@ -141,8 +178,8 @@ impl SqliteStore {
         let length = i64::try_from(folded.chars().count()).unwrap_or(i64::MAX);
         Ok(sqlx::query_scalar(
             "SELECT label FROM (SELECT label FROM labels INDEXED BY labels_folded \
-             WHERE folded >= ?1 AND folded < ?2 AND sae = ?3 AND abs(length(folded) - ?5) <= ?6 LIMIT ?4) \
-             UNION SELECT label FROM (SELECT label FROM labels WHERE sae = ?3 LIMIT ?4)",
+             WHERE folded >= ?1 AND folded < ?2 AND sae = ?3 AND NOT candidate AND abs(length(folded) - ?5) <= ?6 LIMIT ?4) \
+             UNION SELECT label FROM (SELECT label FROM labels WHERE sae = ?3 AND NOT candidate LIMIT ?4)",
         )
         .bind(&start)
         .bind(prefix_end(&start))
@@ -158,6 +195,7 @@ impl SqliteStore {
         let Some(mut query) = search_query(&search) else {
             return Ok(Vec::new());
         };
+        query.push(" AND NOT l.candidate");
         if let Some(sae) = search.sae {
             query.push(" AND l.sae = ").push_bind(sae);
         }
@@ -170,15 +208,10 @@ impl SqliteStore {
         Ok(query.build_query_as().fetch_all(&self.readers).await?)
     }
 
-    pub(super) async fn page_of_labels(
-        &self,
-        sae: i64,
-        source: Option<&str>,
-        (index, key): (i64, i64),
-        limit: u32,
-    ) -> Result<Vec<LabelRecord>> {
+    pub(super) async fn page_of_labels(&self, page: LabelPage<'_>) -> Result<Vec<LabelRecord>> {
+        let (index, key) = page.after;
         let mut query = select(BY_FEATURE);
-        query.push("WHERE l.sae = ").push_bind(sae);
+        query.push("WHERE l.sae = ").push_bind(page.sae);
         query.push(" AND l.feature_index >= ").push_bind(index);
         query
             .push(" AND (l.feature_index, l.id) > (")
@@ -186,12 +219,20 @@ impl SqliteStore {
             .push(", ")
             .push_bind(key)
             .push(")");
-        if let Some(source) = source {
+        if let Some(feature_index) = page.feature_index {
+            query
+                .push(" AND l.feature_index = ")
+                .push_bind(feature_index);
+        }
+        if let Some(source) = page.source {
             query.push(" AND l.source = ").push_bind(source);
+        }
+        if !page.candidates {
+            query.push(" AND NOT l.candidate");
         }
         query
             .push(" ORDER BY l.feature_index, l.id LIMIT ")
-            .push_bind(limit);
+            .push_bind(page.limit);
         Ok(query.build_query_as().fetch_all(&self.readers).await?)
     }
 }
@@ -203,7 +244,8 @@ async fn insert(
     rows: &[NewLabel],
 ) -> Result<()> {
     let mut query = QueryBuilder::<Sqlite>::new(
-        "INSERT INTO labels (sae, feature_index, label, folded, source, score, import) ",
+        "INSERT INTO labels (sae, feature_index, label, folded, source, score, candidate, strength, \
+         max_activation, evidence, import) ",
     );
     query.push_values(rows, |mut values, row| {
         values
@@ -212,15 +254,27 @@ async fn insert(
             .push_bind(&row.label)
             .push_bind(row.label.to_lowercase())
             .push_bind(&row.source)
-            .push_bind(row.score)
+            .push_bind(row.facts.score)
+            .push_bind(row.facts.candidate)
+            .push_bind(row.facts.strength)
+            .push_bind(row.facts.max_activation)
+            .push_bind(evidence_text(&row.facts.evidence))
             .push_bind(import);
     });
     query.push(
         " ON CONFLICT (sae, feature_index, label, source) \
-         DO UPDATE SET score = excluded.score, import = excluded.import",
+         DO UPDATE SET score = excluded.score, candidate = excluded.candidate, \
+         strength = excluded.strength, max_activation = excluded.max_activation, \
+         evidence = excluded.evidence, import = excluded.import",
     );
     query.build().execute(connection).await?;
     Ok(())
+}
+
+/// Writes the column `evidence`.
+fn evidence_text(evidence: &[Evidence]) -> Option<String> {
+    let json = || serde_json::to_string(evidence).ok();
+    (!evidence.is_empty()).then(json).flatten()
 }
 
 /// A name that stands for two features would be resolved to either.
@@ -229,7 +283,8 @@ async fn refuse_ambiguous(connection: &mut SqliteConnection, import: i64) -> Res
         "SELECT a.label, a.feature_index, b.feature_index FROM labels a INDEXED BY labels_import \
          CROSS JOIN labels b INDEXED BY labels_folded \
          ON b.folded = a.folded AND b.sae = a.sae AND b.label = a.label AND b.source = a.source \
-         AND b.import = a.import AND b.feature_index > a.feature_index WHERE a.import = ? LIMIT 1",
+         AND b.import = a.import AND b.feature_index > a.feature_index AND NOT b.candidate \
+         WHERE a.import = ? AND NOT a.candidate LIMIT 1",
     )
     .bind(import)
     .fetch_optional(connection)
@@ -252,7 +307,8 @@ async fn remove_superseded(connection: &mut SqliteConnection, import: i64) -> Re
         "DELETE FROM labels WHERE id IN (SELECT old.id FROM labels new INDEXED BY labels_import \
          CROSS JOIN labels old INDEXED BY labels_folded \
          ON old.folded = new.folded AND old.sae = new.sae AND old.label = new.label \
-         AND old.source = new.source AND old.import <> new.import WHERE new.import = ?)",
+         AND old.source = new.source AND old.import <> new.import \
+         AND (old.candidate OR NOT new.candidate) WHERE new.import = ?)",
     )
     .bind(import)
     .execute(connection)

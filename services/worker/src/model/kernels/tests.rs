@@ -13,7 +13,7 @@ const GGML: [(GgmlDType, usize); 8] = [
     (GgmlDType::Q6K, 256),
 ];
 
-fn numbers(n: usize, seed: u64) -> Vec<f32> {
+pub(super) fn numbers(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2) + 1;
     let mut next = || {
         state = state
@@ -81,7 +81,8 @@ proptest! {
         let alone: Vec<f32> = x.chunks(k).flat_map(|x| product(x, 1, &weights)).collect();
         prop_assert_eq!(&together, &alone, "bit for bit");
         let mut scalar = vec![0.0; n * m];
-        columns_generic::<false>(&pad_rows(&x, k), m, &weights, 0, &mut scalar);
+        Columns { x: &pad_rows(&x, k), m, weights: &weights, first: 0, out: &mut scalar }
+            .run::<false>();
         check(&transpose(&scalar, n, m), &together, k);
     }
 }

@@ -1,0 +1,136 @@
+"""Confirms the listed strengths with other seeds, then writes tables and the plot into ../README.md.
+
+    python evaluate.py            # sample again at the listed strengths, then write
+    python evaluate.py --write    # only write tables and plot from ../evaluation.json
+"""
+
+import argparse
+import json
+
+import matplotlib
+import torch
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+import model as lm
+import sae as sae_module
+import tokenizer as tok
+from labels import DEMO
+from steering import Bench, add_vector, clamp, no_edit, perplexity_ratio, share
+
+START, END = "<!-- measured: start -->", "<!-- measured: end -->"
+
+
+def labels():
+    return [json.loads(line) for line in (DEMO / "labels.jsonl").read_text().splitlines()]
+
+
+def confirm(evaluation, seed):
+    """Other samples at each listed strength; adds "confirmed" entries."""
+    model, tokenizer, encoder = lm.load(), tok.load(lm.FOLDER), sae_module.load()
+    stored = torch.load(DEMO / "cavs.pt")
+    bench = Bench(model, tokenizer)
+    jobs = [("features", line["label"], clamp(encoder, line["index"], line["strength"]), line["strength"]) for line in labels() if line["passed"]]
+    for row, name in enumerate(stored["labels"]):
+        strength = evaluation["cavs"][name]["useful_strength"]
+        jobs.append(("cavs", name, add_vector(stored["cavs"][row], strength), strength))
+    results = bench.run([no_edit(stored["cavs"].shape[1])] + [edit for _, _, edit, _ in jobs], seed)
+    baseline = results[0]
+    for (kind, name, _, strength), result in zip(jobs, results[1:]):
+        evaluation[kind][name]["confirmed"] = {
+            "seed": seed, "strength": strength, "share": round(share(result, name), 4), "baseline_share": round(share(baseline, name), 4),
+            "ppl_ratio": round(perplexity_ratio(result, baseline), 4),
+        }
+
+
+def percent(value):
+    return f"{100 * value:.0f} %"
+
+
+def sweep_table(title, entries, baseline):
+    """Rows: names. Columns: strengths as multiples; each cell share / perplexity ratio (strength)."""
+    lines = [f"| {title} | unsteered | share of outputs on topic / perplexity ratio at strength |", "|---|---|---|"]
+    for name, entry in entries.items():
+        cells = " · ".join(f"**{p['strength']:g}**: {percent(p['share'])} / {p['ppl_ratio']:.2f}" for p in entry["points"])
+        lines.append(f"| {name} | {percent(baseline[name])} | {cells} |")
+    return lines
+
+
+def label_table(rows, evaluation):
+    lines = ["| label | feature | strength | on topic | again, other seed | unsteered | perplexity ratio | passed |", "|---|---|---|---|---|---|---|---|"]
+    for line in rows:
+        e, again = line["evidence"], evaluation["features"][line["label"]].get("confirmed")
+        confirmed = percent(again["share"]) if again else "–"
+        lines.append(f"| {line['label']} | {line['index']} | {line['strength']:g} | {percent(e['share'])} | {confirmed} "
+                     f"| {percent(e['baseline_share'])} | {e['ppl_ratio']:.2f} | {'yes' if line['passed'] else 'no'} |")
+    return lines
+
+
+def sample_lines(evaluation, rows):
+    lines = ["| | what the model said first |", "|---|---|"] + [f"| unsteered | {text} |" for text in evaluation["baseline"]["samples"][:3]]
+    for line in [line for line in rows if line["passed"]][:8]:
+        lines.append(f"| {line['label']} = {line['strength']:g} | {evaluation['features'][line['label']]['samples'][0]} |")
+    for name, entry in list(evaluation["cavs"].items())[:4]:
+        lines.append(f"| cav {name}, {entry['useful_strength']:g} | {entry['samples'][0]} |")
+    return lines
+
+
+def plot(evaluation):
+    """Left: share on topic. Right: perplexity ratio. One thin line per label or CAV, their median in bold."""
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex="row")
+    for row, (kind, unit) in enumerate([("features", "clamp value"), ("cavs", "strength")]):
+        for column, key in enumerate(["share", "ppl_ratio"]):
+            axis = axes[row][column]
+            entries = list(evaluation[kind].values())
+            for entry in entries:
+                axis.plot([p["strength"] for p in entry["points"]], [p[key] for p in entry["points"]], lw=0.7, alpha=0.5)
+            count = min(len(entry["points"]) for entry in entries)
+            middle = lambda k, i: sorted(entry["points"][i][k] for entry in entries)[len(entries) // 2]
+            axis.plot([middle("strength", i) for i in range(count)], [middle(key, i) for i in range(count)], "k", lw=2)
+            axis.set_xscale("log")
+            axis.set_xlabel(unit)
+            axis.set_title(f"{kind}: {'share on topic' if key == 'share' else 'perplexity ratio'}", fontsize=9)
+            if key == "ppl_ratio":
+                axis.set_yscale("log")
+                axis.axhline(2, color="red", lw=0.7, ls=":")
+            else:
+                axis.axhline(0.6, color="red", lw=0.7, ls=":")
+                axis.axhline(1 / 20, color="grey", lw=0.7, ls=":")
+    figure.tight_layout()
+    plt.rcParams["svg.hashsalt"] = "steer"
+    figure.savefig(DEMO / "dose_response.svg", metadata={"Date": None})
+
+
+def write_readme(evaluation):
+    rows = labels()
+    training = json.loads((DEMO / "train" / "training.json").read_text())
+    sae = json.loads((DEMO / "train" / "sae.json").read_text())
+    parts = ["### Numbers", "", "Model: " + ", ".join(f"{k} {v}" for k, v in training.items()) + ".", "",
+             "SAE: " + ", ".join(f"{k} {v}" for k, v in sae.items()) + ".", "",
+             "Unsteered perplexity of its own texts: " + ", ".join(f"{v} {k} generation prompt" for k, v in evaluation["baseline"]["perplexity"].items()) + ".", "",
+             "### Labels, at the listed strength", ""] + label_table(rows, evaluation)
+    parts += ["", "### Dose-response: features", ""] + sweep_table("label", evaluation["features"], evaluation["baseline"]["share"])
+    parts += ["", "### Dose-response: CAVs", ""] + sweep_table("CAV", evaluation["cavs"], evaluation["baseline"]["share"])
+    parts += ["", "### Samples", "", "The first held-out prompt's answer, not picked.", ""] + sample_lines(evaluation, rows)
+    path = DEMO / "README.md"
+    text = path.read_text()
+    before, after = text.split(START)[0], text.split(END)[1]
+    path.write_text(before + START + "\n" + "\n".join(parts) + "\n" + END + after)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--seed", type=int, default=777_000)
+    options = parser.parse_args()
+    evaluation = json.loads((DEMO / "evaluation.json").read_text())
+    if not options.write:
+        confirm(evaluation, options.seed)
+        (DEMO / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
+    plot(evaluation)
+    write_readme(evaluation)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Labels, honestly: what fires on held-out text proposes, a causal gate disposes.
+
+    python labels.py
+
+1. Candidates: for each topic the features whose firing on held-out assistant text is on that topic.
+2. A quick screen of the candidates with few prompts finds the feature that turns the topic best.
+3. The gate: that feature, clamped at several multiples of its own 99th percentile, on 64 held-out
+   neutral prompts in both chat modes. It passes if an independent classifier finds >= 60 % of the
+   outputs on topic while perplexity under the unsteered model stays <= 2 x the baseline's.
+
+Writes ../labels.json (passing labels only), ../labels.jsonl (all that were gated, with evidence)
+and the sweep into ../evaluation.json.
+"""
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+import corpus
+import model as lm
+import sae as sae_module
+import tokenizer as tok
+from steering import Bench, clamp, first_words, mean_perplexity, no_edit, perplexity_ratio, share
+
+DEMO = Path(__file__).resolve().parent.parent
+MULTIPLES = [0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0]
+SCREEN_MULTIPLES = [1.5, 3.0]
+MIN_SHARE, MAX_RATIO = 0.60, 2.0
+
+
+def firing(model, tokenizer, encoder, n):
+    """Features on held-out plain texts: f [tokens, d_sae], each token's topic index and id, and its text."""
+    topics = list(corpus.TOPICS)
+    lines = corpus.corpus("label-candidates", n)
+    rows, ids = sae_module.activations(model, tokenizer, [line["text"] for line in lines])
+    f = sae_module.encode(encoder, torch.cat(rows))
+    topic = torch.cat([torch.full((len(r),), topics.index(line["topic"])) for r, line in zip(rows, lines)])
+    tokens = torch.cat([torch.tensor(i[1:]) for i in ids])
+    return f, topic, tokens
+
+
+def feature_facts(f, topic, tokens, tokenizer, feature):
+    """Numbers on one feature's firing."""
+    column = f[:, feature]
+    on = column > 0
+    values = column[on]
+    by_token = defaultdict(float)
+    for t, v in zip(tokens[on].tolist(), values.tolist()):
+        by_token[t] += v
+    best = sorted(by_token, key=by_token.get, reverse=True)[:8]
+    return {
+        "density": round(on.float().mean().item(), 5),
+        "p99_activation": round(values.quantile(0.99).item(), 4),
+        "max_activation": round(values.max().item(), 4),
+        "top_tokens": " ".join(tokenizer.id_to_token(t).replace("▁", "").replace("\n", "\\n") for t in best),
+    }
+
+
+def candidates(f, topic, per_topic):
+    """For each topic the features with the best product of precision and reach, as (feature, precision, recall)."""
+    onehot = torch.nn.functional.one_hot(topic, len(corpus.TOPICS)).float()
+    mass = f.T @ onehot  # [d_sae, topics], summed activation
+    precision = mass / mass.sum(1, keepdim=True).clamp(min=1e-9)
+    recall = ((f > 0).float().T @ onehot) / onehot.sum(0)
+    precision[(f > 0).sum(0) < 30] = 0
+    found = {}
+    for index, name in enumerate(corpus.TOPICS):
+        score = precision[:, index] ** 2 * recall[:, index]
+        best = score.topk(per_topic).indices.tolist()
+        found[name] = [(i, precision[i, index].item(), recall[i, index].item()) for i in best]
+    return found
+
+
+def screen(bench, encoder, found, p99, n_prompts):
+    """For each topic the candidate with the best mean share over the screen's strengths."""
+    keys = [(name, i, m) for name, options in found.items() for i, _, _ in options for m in SCREEN_MULTIPLES]
+    results = bench.run([clamp(encoder, i, m * p99[i]) for _, i, m in keys], seed=11, n_prompts=n_prompts)
+    total = defaultdict(float)
+    for (name, i, _), result in zip(keys, results):
+        total[name, i] += share(result, name) / len(SCREEN_MULTIPLES)
+    return {name: sorted(((total[name, i], i) for i, _, _ in options), reverse=True) for name, options in found.items()}
+
+
+def sweep(bench, edits, strengths, topic, baseline, seed):
+    """One dose-response: a list of points, with the raw results beside it."""
+    results = bench.run(edits, seed)
+    points = [
+        {"strength": strength, "share": round(share(result, topic), 4), "ppl_ratio": round(perplexity_ratio(result, baseline), 4)}
+        for strength, result in zip(strengths, results)
+    ]
+    return points, results
+
+
+def gate(points):
+    """The best point within the perplexity bound (the weakest of equals), and whether it passes."""
+    allowed = [p for p in points if p["ppl_ratio"] <= MAX_RATIO] or points[:1]
+    best = max(allowed, key=lambda p: (p["share"], -p["strength"]))
+    return best, best["share"] >= MIN_SHARE and best["ppl_ratio"] <= MAX_RATIO
+
+
+def round_strength(value):
+    """Two or three significant digits, as one would type."""
+    digits = 1 - math.floor(math.log10(value))
+    return round(value, max(digits, 0))
+
+
+def write(labels, evaluation):
+    passing = {line["label"]: line["index"] for line in labels if line["passed"]}
+    (DEMO / "labels.json").write_text(json.dumps(passing, indent=1) + "\n")
+    (DEMO / "labels.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in labels))
+    (DEMO / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--screen-prompts", type=int, default=8)
+    parser.add_argument("--candidates", type=int, default=4)
+    options = parser.parse_args()
+    model, tokenizer, encoder = lm.load(), tok.load(lm.FOLDER), sae_module.load()
+    bench = Bench(model, tokenizer)
+    f, topic, tokens = firing(model, tokenizer, encoder, 3000)
+    found = candidates(f, topic, options.candidates)
+    precision = {(name, i): (p, r) for name, rows in found.items() for i, p, r in rows}
+    facts = {i: feature_facts(f, topic, tokens, tokenizer, i) for _, i in precision}
+    p99 = {i: fact["p99_activation"] for i, fact in facts.items()}
+    ranked = screen(bench, encoder, found, p99, options.screen_prompts)
+    print({name: rows[:3] for name, rows in ranked.items()}, flush=True)
+    baseline = bench.run([no_edit(encoder["W_enc"].shape[0])], seed=21, n_prompts=options.prompts)[0]
+    evaluation = {"hook": "blocks.3.hook_resid_post", "prompts": options.prompts, "features": {}, "cavs": {}, "baseline": {
+        "perplexity": {mode: round(mean_perplexity(baseline, mode), 3) for mode in baseline},
+        "share": {name: round(sum(t == name for part in baseline.values() for t in part["topics"]) / (2 * options.prompts), 4) for name in corpus.TOPICS},
+        "samples": [first_words(text) for text in baseline["without"]["texts"][:8]],
+    }}
+    labels = []
+    for number, (name, rows) in enumerate(ranked.items()):
+        feature = rows[0][1]
+        strengths = [round_strength(m * p99[feature]) for m in MULTIPLES]
+        edits = [clamp(encoder, feature, s) for s in strengths]
+        points, results = sweep(bench, edits, strengths, name, baseline, seed=1000 + number)
+        best, passed = gate(points)
+        texts = results[strengths.index(best["strength"])]["without"]["texts"]
+        own_precision, own_recall = precision[name, feature]
+        evidence = facts[feature] | {
+            "topic_precision": round(own_precision, 4), "topic_recall": round(own_recall, 4), "strength": best["strength"],
+            "share": best["share"], "baseline_share": evaluation["baseline"]["share"][name], "ppl_ratio": best["ppl_ratio"],
+            "prompts": options.prompts, "sample": first_words(texts[0]),
+        }
+        labels.append({"index": feature, "label": name, "source": "causal-gate", "score": best["share"], "passed": passed,
+                       "max_activation": facts[feature]["max_activation"], "strength": best["strength"], "evidence": evidence})
+        evaluation["features"][name] = {"index": feature, "p99": p99[feature], "points": points, "samples": [first_words(t) for t in texts[:4]]}
+        print(name, feature, passed, best, [(p["share"], p["ppl_ratio"]) for p in points], flush=True)
+        write(labels, evaluation)
+
+
+if __name__ == "__main__":
+    main()
