@@ -90,7 +90,7 @@ async fn both_run_until_asked_to_stop() {
     assert!(!pids.into_iter().any(runs), "a service was left behind");
     let address = url.trim_start_matches("http://");
     let worker = format!(
-        "worker   | arguments: --model tiny model --dtype f32 --listen {address} --max-sequences=8"
+        "worker   | arguments: --listen {address} --model tiny model --dtype f32 --max-sequences=8"
     );
     assert!(stderr.contains(&worker), "{stderr}");
     assert!(
