@@ -105,3 +105,11 @@ pub async fn run_one(client: &Client, request: v1::GenerateRequest) -> VariantTr
     assert_eq!(transcript.variants.len(), 1);
     transcript.variants.remove(0)
 }
+
+/// A transcript but for how much of the prompt was shared: that depends on who
+/// was there before, and nothing else does.
+pub fn without_sharing(transcript: &VariantTranscript) -> VariantTranscript {
+    let mut transcript = transcript.clone();
+    transcript.usage.shared_prompt_tokens = 0;
+    transcript
+}

@@ -49,15 +49,10 @@ async fn together(
     answers
 }
 
-/// Equal to the last bit: tokens, text, log-probabilities, reports. How much of
-/// the prompt was shared depends on who was there before.
+/// Equal to the last bit: tokens, text, log-probabilities, reports.
 fn assert_same(a: &VariantTranscript, b: &VariantTranscript) {
-    let without_sharing = |transcript: &VariantTranscript| {
-        let mut transcript = transcript.clone();
-        transcript.usage.shared_prompt_tokens = 0;
-        transcript
-    };
-    assert_eq!(without_sharing(a), without_sharing(b), "{}", a.name);
+    let (left, right) = (request::without_sharing(a), request::without_sharing(b));
+    assert_eq!(left, right, "{}", a.name);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
