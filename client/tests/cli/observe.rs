@@ -117,7 +117,7 @@ async fn probes_and_telemetry_are_asked_for_and_printed() {
     let expected = "\
 Hello é!
 
-read variant per token mean after edits max at
+read variant per token mean max at
 baseball steered ▁██ 6.667 10 token 1
 cav:two steered ▁██ 6.667 10 token 1
 |Δ|/|x| at blocks.1.hook_resid_post steered ▁▁▁ 0.25 0.25 token 1
