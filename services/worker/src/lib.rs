@@ -27,6 +27,9 @@ pub use error::WorkerError;
 
 /// Bytes of one response message.
 const MAX_RESPONSE_BYTES: usize = 32 << 20;
+/// What a connection may send ahead: texts to capture are small frames, and
+/// HTTP/2's budget for those that wait unread is a part of this window.
+const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 /// Time that streams get to end once shutdown has begun.
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -73,6 +76,7 @@ pub async fn run(
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
         .max_concurrent_streams(1024)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_max_pending_accept_reset_streams(Some(128))
         .add_service(health_service)
         .add_service(reflection_v1)
