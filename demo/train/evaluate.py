@@ -16,8 +16,8 @@ import matplotlib.pyplot as plt
 import model as lm
 import sae as sae_module
 import tokenizer as tok
-from labels import DEMO
-from steering import Bench, add_vector, clamp, no_edit, perplexity_ratio, share
+from labels import DEMO, record
+from steering import Bench, add_vector, clamp, no_edit, perplexity_ratio, share, worst_share
 
 START, END = "<!-- measured: start -->", "<!-- measured: end -->"
 
@@ -39,7 +39,7 @@ def confirm(evaluation, seed):
     baseline = results[0]
     for (kind, name, _, strength), result in zip(jobs, results[1:]):
         evaluation[kind][name]["confirmed"] = {
-            "seed": seed, "strength": strength, "share": round(share(result, name), 4), "baseline_share": round(share(baseline, name), 4),
+            "seed": seed, "strength": strength, "share": round(worst_share(result, name), 4), "baseline_share": round(share(baseline, name), 4),
             "ppl_ratio": round(perplexity_ratio(result, baseline), 4),
         }
 
@@ -127,7 +127,7 @@ def main():
     evaluation = json.loads((DEMO / "evaluation.json").read_text())
     if not options.write:
         confirm(evaluation, options.seed)
-        (DEMO / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
+        record(**evaluation)
     plot(evaluation)
     write_readme(evaluation)
 
