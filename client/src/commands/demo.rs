@@ -68,7 +68,7 @@ pub(crate) async fn run(args: DemoArgs, globals: &Globals) -> anyhow::Result<()>
             suggest(&demo, running, args.keep)?;
         }
         if args.keep {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
         Ok(())
     })
