@@ -1,7 +1,7 @@
-"""Confirms the listed strengths with other seeds, then writes tables and the plot into ../README.md.
+"""Writes tables and the plot of ../README.md, and samples again at the listed strengths if asked.
 
-    python evaluate.py            # sample again at the listed strengths, then write
-    python evaluate.py --write    # only write tables and plot from ../evaluation.json
+    python evaluate.py              # tables and plot from ../evaluation.json
+    python evaluate.py --confirm    # before that, samples again at the listed strengths, with another seed
 """
 
 import argparse
@@ -32,7 +32,8 @@ def confirm(evaluation, seed):
     stored = torch.load(DEMO / "cavs.pt")
     bench = Bench(model, tokenizer)
     jobs = [("features", line["label"], clamp(encoder, line["index"], line["strength"]), line["strength"]) for line in labels() if line["passed"]]
-    for row, name in enumerate(stored["labels"]):
+    for name in evaluation["cavs"]:
+        row = stored["labels"].index(name)
         strength = evaluation["cavs"][name]["useful_strength"]
         jobs.append(("cavs", name, add_vector(stored["cavs"][row], strength), strength))
     results = bench.run([no_edit(stored["cavs"].shape[1])] + [edit for _, _, edit, _ in jobs], seed)
@@ -121,11 +122,11 @@ def write_readme(evaluation):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--confirm", action="store_true")
     parser.add_argument("--seed", type=int, default=777_000)
     options = parser.parse_args()
     evaluation = json.loads((DEMO / "evaluation.json").read_text())
-    if not options.write:
+    if options.confirm:
         confirm(evaluation, options.seed)
         record(**evaluation)
     plot(evaluation)

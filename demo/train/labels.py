@@ -29,7 +29,7 @@ import tokenizer as tok
 from steering import HOOK, Bench, clamp, first_words, mean_perplexity, no_edit, perplexity_ratio, share, worst_share
 
 DEMO = Path(__file__).resolve().parent.parent
-MULTIPLES = [0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 9.0]
+MULTIPLES = [0.25, 0.5, 0.75, 1.0, 1.25, 1.6, 3.0]
 SCREEN_MULTIPLES = [1.5, 3.0]
 MIN_SHARE, MAX_RATIO = 0.60, 2.0
 

@@ -10,5 +10,5 @@ export OMP_NUM_THREADS=2
 $PYTHON sae.py
 $PYTHON labels.py
 $PYTHON cavs.py
-$PYTHON evaluate.py
+$PYTHON evaluate.py --confirm
 $PYTHON reference.py

@@ -123,17 +123,24 @@ def readable(tokenizer, ids):
 @torch.no_grad()
 def perplexities(model, tokenizer, prompts, answers, batch=128):
     """Per text, exp of the mean loss of its tokens under the unsteered model (the turn's header left out)."""
-    result = []
-    for start in range(0, len(prompts), batch):
-        pairs = list(zip(prompts[start: start + batch], answers[start: start + batch]))
-        width = max(len(p) + len(a) for p, a in pairs)
-        ids = torch.tensor([p + a + [tok.PAD] * (width - len(p) - len(a)) for p, a in pairs])
-        logits = model(ids[:, :-1], use_cache=False).logits
-        losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        for row, (p, a) in zip(losses, pairs):
-            first = len(p) + split_header(tokenizer, a)
-            own = row[first - 1: len(p) + len(a) - 1]
-            result.append(math.exp(min(own.mean().item(), 20.0)) if len(own) else math.exp(20.0))
+    pairs, result = list(zip(prompts, answers)), [0.0] * len(prompts)
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+    for start in range(0, len(order), batch):
+        rows = order[start: start + batch]
+        width = max(len(pairs[i][0]) + len(pairs[i][1]) for i in rows)
+        ids = torch.full((len(rows), width), tok.PAD)
+        own = torch.zeros(len(rows), width - 1, dtype=torch.bool)
+        for row, i in enumerate(rows):
+            prompt, answer = pairs[i]
+            ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+            own[row, len(prompt) + split_header(tokenizer, answer) - 1: len(prompt) + len(answer) - 1] = True
+        hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state[own]
+        cap = model.config.final_logit_softcapping
+        losses = torch.zeros(own.shape)
+        losses[own] = F.cross_entropy(torch.tanh(model.lm_head(hidden) / cap) * cap, ids[:, 1:][own], reduction="none")
+        mean = losses.sum(1) / own.sum(1)
+        for row, i in enumerate(rows):
+            result[i] = math.exp(min(mean[row].item(), 20.0)) if own[row].any() else math.exp(20.0)
     return result
 
 
