@@ -1,7 +1,7 @@
-"""Confirms the listed strengths with other seeds, then writes tables and the plot into ../README.md.
+"""Writes tables and the plot of ../README.md, and samples again at the listed strengths if asked.
 
-    python evaluate.py            # sample again at the listed strengths, then write
-    python evaluate.py --write    # only write tables and plot from ../evaluation.json
+    python evaluate.py              # tables and plot from ../evaluation.json
+    python evaluate.py --confirm    # before that, samples again at the listed strengths, with another seed
 """
 
 import argparse
@@ -16,8 +16,8 @@ import matplotlib.pyplot as plt
 import model as lm
 import sae as sae_module
 import tokenizer as tok
-from labels import DEMO
-from steering import Bench, add_vector, clamp, no_edit, perplexity_ratio, share
+from labels import DEMO, record
+from steering import Bench, add_vector, clamp, no_edit, perplexity_ratio, share, worst_share
 
 START, END = "<!-- measured: start -->", "<!-- measured: end -->"
 
@@ -32,14 +32,15 @@ def confirm(evaluation, seed):
     stored = torch.load(DEMO / "cavs.pt")
     bench = Bench(model, tokenizer)
     jobs = [("features", line["label"], clamp(encoder, line["index"], line["strength"]), line["strength"]) for line in labels() if line["passed"]]
-    for row, name in enumerate(stored["labels"]):
+    for name in evaluation["cavs"]:
+        row = stored["labels"].index(name)
         strength = evaluation["cavs"][name]["useful_strength"]
         jobs.append(("cavs", name, add_vector(stored["cavs"][row], strength), strength))
     results = bench.run([no_edit(stored["cavs"].shape[1])] + [edit for _, _, edit, _ in jobs], seed)
     baseline = results[0]
     for (kind, name, _, strength), result in zip(jobs, results[1:]):
         evaluation[kind][name]["confirmed"] = {
-            "seed": seed, "strength": strength, "share": round(share(result, name), 4), "baseline_share": round(share(baseline, name), 4),
+            "seed": seed, "strength": strength, "share": round(worst_share(result, name), 4), "baseline_share": round(share(baseline, name), 4),
             "ppl_ratio": round(perplexity_ratio(result, baseline), 4),
         }
 
@@ -121,13 +122,13 @@ def write_readme(evaluation):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--confirm", action="store_true")
     parser.add_argument("--seed", type=int, default=777_000)
     options = parser.parse_args()
     evaluation = json.loads((DEMO / "evaluation.json").read_text())
-    if not options.write:
+    if options.confirm:
         confirm(evaluation, options.seed)
-        (DEMO / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
+        record(**evaluation)
     plot(evaluation)
     write_readme(evaluation)
 

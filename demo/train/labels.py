@@ -4,9 +4,11 @@
 
 1. Candidates: for each topic the features whose firing on held-out assistant text is on that topic.
 2. A quick screen of the candidates with few prompts finds the feature that turns the topic best.
-3. The gate: that feature, clamped at several multiples of its own 99th percentile, on 64 held-out
-   neutral prompts in both chat modes. It passes if an independent classifier finds >= 60 % of the
-   outputs on topic while perplexity under the unsteered model stays <= 2 x the baseline's.
+3. A sweep clamps that feature at several multiples of its own 99th percentile on 64 held-out neutral
+   prompts, half of them with the generation prompt, and chooses a strength.
+4. The gate: new samples at that strength, 64 prompts with and 64 without the generation prompt. The
+   label passes if in both an independent classifier finds >= 60 % of the outputs on topic while their
+   perplexity under the unsteered model stays <= 2 x the baseline's.
 
 Writes ../labels.json (passing labels only), ../labels.jsonl (all that were gated, with evidence)
 and the sweep into ../evaluation.json.
@@ -24,10 +26,10 @@ import corpus
 import model as lm
 import sae as sae_module
 import tokenizer as tok
-from steering import Bench, clamp, first_words, mean_perplexity, no_edit, perplexity_ratio, share
+from steering import HOOK, Bench, clamp, first_words, mean_perplexity, no_edit, perplexity_ratio, share, worst_share
 
 DEMO = Path(__file__).resolve().parent.parent
-MULTIPLES = [0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0]
+MULTIPLES = [0.25, 0.5, 0.75, 1.0, 1.25, 1.6, 3.0]
 SCREEN_MULTIPLES = [1.5, 3.0]
 MIN_SHARE, MAX_RATIO = 0.60, 2.0
 
@@ -87,7 +89,7 @@ def screen(bench, encoder, found, p99, n_prompts):
 
 def sweep(bench, edits, strengths, topic, baseline, seed):
     """One dose-response: a list of points, with the raw results beside it."""
-    results = bench.run(edits, seed)
+    results = bench.run(edits, seed, split=True)
     points = [
         {"strength": strength, "share": round(share(result, topic), 4), "ppl_ratio": round(perplexity_ratio(result, baseline), 4)}
         for strength, result in zip(strengths, results)
@@ -95,11 +97,10 @@ def sweep(bench, edits, strengths, topic, baseline, seed):
     return points, results
 
 
-def gate(points):
-    """The best point within the perplexity bound (the weakest of equals), and whether it passes."""
-    allowed = [p for p in points if p["ppl_ratio"] <= MAX_RATIO] or points[:1]
-    best = max(allowed, key=lambda p: (p["share"], -p["strength"]))
-    return best, best["share"] >= MIN_SHARE and best["ppl_ratio"] <= MAX_RATIO
+def choose(points):
+    """The best point of a sweep that keeps a margin to the perplexity bound (the weakest of equals)."""
+    allowed = [p for p in points if p["ppl_ratio"] <= 0.9 * MAX_RATIO] or points[:1]
+    return max(allowed, key=lambda p: (p["share"], -p["strength"]))
 
 
 def round_strength(value):
@@ -108,11 +109,29 @@ def round_strength(value):
     return round(value, max(digits, 0))
 
 
-def write(labels, evaluation):
+def write(labels):
     passing = {line["label"]: line["index"] for line in labels if line["passed"]}
     (DEMO / "labels.json").write_text(json.dumps(passing, indent=1) + "\n")
     (DEMO / "labels.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in labels))
-    (DEMO / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
+
+
+def record(**parts):
+    """Replaces parts of ../evaluation.json; the file is never half written."""
+    path, scratch = DEMO / "evaluation.json", DEMO / "evaluation.json.new"
+    evaluation = (json.loads(path.read_text()) if path.exists() else {}) | parts
+    scratch.write_text(json.dumps(evaluation, indent=1) + "\n")
+    scratch.replace(path)
+
+
+def describe_baseline(baseline):
+    """What the unsteered model says to the same prompts."""
+    topics = [topic for part in baseline.values() for topic in part["topics"]]
+    return {
+        "prompts": len(topics) // 2,
+        "perplexity": {mode: round(mean_perplexity(baseline, mode), 3) for mode in baseline},
+        "share": {name: round(topics.count(name) / len(topics), 4) for name in corpus.TOPICS},
+        "samples": [first_words(text) for text in baseline["without"]["texts"][:8]],
+    }
 
 
 def main():
@@ -131,30 +150,39 @@ def main():
     ranked = screen(bench, encoder, found, p99, options.screen_prompts)
     print({name: rows[:3] for name, rows in ranked.items()}, flush=True)
     baseline = bench.run([no_edit(encoder["W_enc"].shape[0])], seed=21, n_prompts=options.prompts)[0]
-    evaluation = {"hook": "blocks.3.hook_resid_post", "prompts": options.prompts, "features": {}, "cavs": {}, "baseline": {
-        "perplexity": {mode: round(mean_perplexity(baseline, mode), 3) for mode in baseline},
-        "share": {name: round(sum(t == name for part in baseline.values() for t in part["topics"]) / (2 * options.prompts), 4) for name in corpus.TOPICS},
-        "samples": [first_words(text) for text in baseline["without"]["texts"][:8]],
-    }}
-    labels = []
-    for number, (name, rows) in enumerate(ranked.items()):
-        feature = rows[0][1]
+    described = describe_baseline(baseline)
+    record(hook=HOOK, baseline=described)
+    features = {name: rows[0][1] for name, rows in ranked.items()}
+    swept = {}
+    for number, (name, feature) in enumerate(features.items()):
         strengths = [round_strength(m * p99[feature]) for m in MULTIPLES]
         edits = [clamp(encoder, feature, s) for s in strengths]
         points, results = sweep(bench, edits, strengths, name, baseline, seed=1000 + number)
-        best, passed = gate(points)
+        best = choose(points)
         texts = results[strengths.index(best["strength"])]["without"]["texts"]
-        own_precision, own_recall = precision[name, feature]
-        evidence = facts[feature] | {
-            "topic_precision": round(own_precision, 4), "topic_recall": round(own_recall, 4), "strength": best["strength"],
-            "share": best["share"], "baseline_share": evaluation["baseline"]["share"][name], "ppl_ratio": best["ppl_ratio"],
-            "prompts": options.prompts, "sample": first_words(texts[0]),
-        }
-        labels.append({"index": feature, "label": name, "source": "causal-gate", "score": best["share"], "passed": passed,
-                       "max_activation": facts[feature]["max_activation"], "strength": best["strength"], "evidence": evidence})
-        evaluation["features"][name] = {"index": feature, "p99": p99[feature], "points": points, "samples": [first_words(t) for t in texts[:4]]}
-        print(name, feature, passed, best, [(p["share"], p["ppl_ratio"]) for p in points], flush=True)
-        write(labels, evaluation)
+        swept[name] = {"index": feature, "p99": p99[feature], "strength": best["strength"], "points": points, "samples": [first_words(t) for t in texts[:4]]}
+        print(name, feature, best, [(p["share"], p["ppl_ratio"]) for p in points], flush=True)
+        record(features=swept)
+    edits = [clamp(encoder, entry["index"], entry["strength"]) for entry in swept.values()]
+    gated = bench.run(edits, seed=5000, n_prompts=options.prompts)
+    write([
+        gate(name, swept[name], result, baseline, facts[features[name]], precision[name, features[name]])
+        for name, result in zip(swept, gated)
+    ])
+
+
+def gate(name, entry, result, baseline, facts, precision):
+    """A line of labels.jsonl: the chosen strength tried on all prompts in both modes, and whether it passes."""
+    on_topic, ratio = worst_share(result, name), perplexity_ratio(result, baseline)
+    passed = on_topic >= MIN_SHARE and ratio <= MAX_RATIO
+    evidence = facts | {
+        "topic_precision": round(precision[0], 4), "topic_recall": round(precision[1], 4), "strength": entry["strength"],
+        "share": round(on_topic, 4), "baseline_share": round(share(baseline, name), 4), "ppl_ratio": round(ratio, 4),
+        "prompts": len(result["with"]["topics"]), "sample": first_words(result["without"]["texts"][0]),
+    }
+    print(name, "passed" if passed else "failed", round(on_topic, 3), round(ratio, 3), flush=True)
+    return {"index": entry["index"], "label": name, "source": "causal-gate", "score": round(on_topic, 4), "passed": passed,
+            "max_activation": facts["max_activation"], "strength": entry["strength"], "evidence": evidence}
 
 
 if __name__ == "__main__":

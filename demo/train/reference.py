@@ -81,7 +81,7 @@ def main():
     label = next((line for line in labels if line["label"] == "baseball" and line["passed"]), None) or max(labels, key=lambda line: line["score"])
     cavs = torch.load(DEMO / "cavs.pt")
     evaluation = json.loads((DEMO / "evaluation.json").read_text())["cavs"]
-    cav = "sea"
+    cav = "sea" if "sea" in evaluation else next(iter(evaluation))
     strength = evaluation[cav]["useful_strength"]
     variants = {
         "baseline": None, "feature": sae_hook(encoder, label["index"], label["strength"]),

@@ -136,7 +136,7 @@ def statistics(sae, x):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in dict(features=1024, k=16, steps=2000, batch=1024, lines=8000, seed=1).items():
+    for name, default in dict(features=512, k=12, steps=1500, batch=512, lines=5000, seed=1).items():
         parser.add_argument("--" + name, type=int, default=default)
     parser.add_argument("--lr", type=float, default=1e-3)
     options = parser.parse_args()

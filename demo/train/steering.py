@@ -58,6 +58,10 @@ class RowHook:
         column = lambda name: torch.tensor([getattr(edit, name) for edit in edits])[:, None]
         self.bias, self.threshold, self.target = column("bias"), column("threshold"), column("target")
 
+    def keep(self, rows):
+        for name in ("read", "write", "bias", "threshold", "target"):
+            setattr(self, name, getattr(self, name)[rows])
+
     def __call__(self, _module, _inputs, output):
         x = output[0] if isinstance(output, tuple) else output
         h = torch.einsum("btd,bd->bt", x, self.read) + self.bias
@@ -82,24 +86,28 @@ def generate(model, prompts, edits, seed, max_new_tokens=48):
     width = max(map(len, prompts))
     ids = torch.tensor([[tok.PAD] * (width - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    handle = model.model.layers[LAYER].register_forward_hook(RowHook(edits))
-    cache, made = DynamicCache(config=model.config), []
-    ended = torch.zeros(len(prompts), dtype=torch.bool)
+    hook, cache = RowHook(edits), DynamicCache(config=model.config)
+    answers, rows = [[] for _ in prompts], torch.arange(len(prompts))  # rows: which are still being written
+    handle = model.model.layers[LAYER].register_forward_hook(hook)
     try:
         step, positions = ids, (mask.cumsum(1) - 1).clamp(min=0)
         for _ in range(max_new_tokens):
             out = model(step, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
             chosen = pick(out.logits[:, -1], generator)
-            chosen[ended] = tok.PAD
-            made.append(chosen)
-            ended |= (chosen == tok.EOS) | (chosen == tok.END_OF_TURN)
-            if ended.all():
+            for row, token in zip(rows.tolist(), chosen.tolist()):
+                answers[row].append(token)
+            going = ((chosen != tok.EOS) & (chosen != tok.END_OF_TURN)).nonzero()[:, 0]
+            if len(going) == 0:
                 break
             step, positions = chosen[:, None], positions[:, -1:] + 1
-            mask = torch.cat([mask, torch.ones(len(prompts), 1, dtype=mask.dtype)], 1)
+            mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=mask.dtype)], 1)
+            if len(going) < len(rows):
+                rows, step, positions, mask = rows[going], step[going], positions[going], mask[going]
+                hook.keep(going)
+                cache.batch_select_indices(going)
     finally:
         handle.remove()
-    return [[t for t in row if t != tok.PAD] for row in torch.stack(made, 1).tolist()]
+    return answers
 
 
 def split_header(tokenizer, ids):
@@ -115,21 +123,28 @@ def readable(tokenizer, ids):
 @torch.no_grad()
 def perplexities(model, tokenizer, prompts, answers, batch=128):
     """Per text, exp of the mean loss of its tokens under the unsteered model (the turn's header left out)."""
-    result = []
-    for start in range(0, len(prompts), batch):
-        pairs = list(zip(prompts[start: start + batch], answers[start: start + batch]))
-        width = max(len(p) + len(a) for p, a in pairs)
-        ids = torch.tensor([p + a + [tok.PAD] * (width - len(p) - len(a)) for p, a in pairs])
-        logits = model(ids[:, :-1], use_cache=False).logits
-        losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        for row, (p, a) in zip(losses, pairs):
-            first = len(p) + split_header(tokenizer, a)
-            own = row[first - 1: len(p) + len(a) - 1]
-            result.append(math.exp(min(own.mean().item(), 20.0)) if len(own) else math.exp(20.0))
+    pairs, result = list(zip(prompts, answers)), [0.0] * len(prompts)
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+    for start in range(0, len(order), batch):
+        rows = order[start: start + batch]
+        width = max(len(pairs[i][0]) + len(pairs[i][1]) for i in rows)
+        ids = torch.full((len(rows), width), tok.PAD)
+        own = torch.zeros(len(rows), width - 1, dtype=torch.bool)
+        for row, i in enumerate(rows):
+            prompt, answer = pairs[i]
+            ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+            own[row, len(prompt) + split_header(tokenizer, answer) - 1: len(prompt) + len(answer) - 1] = True
+        hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state[own]
+        cap = model.config.final_logit_softcapping
+        losses = torch.zeros(own.shape)
+        losses[own] = F.cross_entropy(torch.tanh(model.lm_head(hidden) / cap) * cap, ids[:, 1:][own], reduction="none")
+        mean = losses.sum(1) / own.sum(1)
+        for row, i in enumerate(rows):
+            result[i] = math.exp(min(mean[row].item(), 20.0)) if own[row].any() else math.exp(20.0)
     return result
 
 
-def topic_classifier(seed="classifier", n=6000):
+def topic_classifier(seed="classifier", n=5000):
     """TF-IDF and logistic regression on assistant texts of a seed that nothing else uses."""
     lines = corpus.corpus(seed, n)
     classifier = make_pipeline(TfidfVectorizer(sublinear_tf=True, min_df=2), LogisticRegression(C=10, max_iter=300))
@@ -147,14 +162,15 @@ class Bench:
             for mode in ("without", "with")  # a generation prompt
         }
 
-    def run(self, edits, seed, n_prompts=64, rows_at_once=512):
-        """For each edit {mode: {"topics", "perplexities", "texts"}} over the first n prompts of both modes.
+    def run(self, edits, seed, n_prompts=64, split=False, rows_at_once=512):
+        """For each edit {mode: {"topics", "perplexities", "texts"}} over n prompts, spread over all forms.
 
-        The prompts are spread over all forms: every k-th of the list.
+        `split`: each prompt in one mode only, the modes taking turns; otherwise every prompt in both.
         """
         results = [{} for _ in edits]
-        for mode, all_prompts in self.modes.items():
+        for first, (mode, all_prompts) in enumerate(self.modes.items()):
             stride = [all_prompts[i * len(all_prompts) // n_prompts] for i in range(n_prompts)]
+            stride = stride[first::2] if split else stride
             jobs = [(e, p) for e in range(len(edits)) for p in stride]
             topics, losses, texts = [], [], []
             for start in range(0, len(jobs), rows_at_once):
@@ -166,14 +182,20 @@ class Bench:
                 losses += perplexities(self.model, self.tokenizer, prompts, answers)
                 texts += said
             for e in range(len(edits)):
-                own = slice(e * n_prompts, (e + 1) * n_prompts)
+                own = slice(e * len(stride), (e + 1) * len(stride))
                 results[e][mode] = {"topics": topics[own], "perplexities": losses[own], "texts": texts[own]}
         return results
 
 
 def share(result, topic):
-    """The lower of the two modes' on-topic shares, so that a label must work in both."""
-    return min(sum(t == topic for t in part["topics"]) / len(part["topics"]) for part in result.values())
+    """On-topic share of all outputs."""
+    topics = [t for part in result.values() for t in part["topics"]]
+    return topics.count(topic) / len(topics)
+
+
+def worst_share(result, topic):
+    """The lower of the two modes' on-topic shares."""
+    return min(part["topics"].count(topic) / len(part["topics"]) for part in result.values())
 
 
 def mean_perplexity(result, mode):

@@ -100,6 +100,16 @@ impl Up {
         }
     }
 
+    /// As Ctrl-C does: killed outright, it would leave its services behind.
+    async fn stop(mut self) {
+        let id = self.child.id().expect("it runs").to_string();
+        let told = Command::new("kill").args(["-INT", &id]).status().await;
+        assert!(told.expect("kill").success());
+        let ended = timeout(PATIENCE, self.child.wait()).await;
+        let status = ended.expect("stops in time").expect("waited for");
+        assert_eq!(status.code(), Some(0));
+    }
+
     async fn json(&self, args: &[&str]) -> Value {
         let output = steer()
             .args(args)
@@ -118,7 +128,7 @@ impl Up {
 async fn greedy_tokens_are_the_references() {
     let text = fs::read_to_string(demo().join("reference.json")).expect("reference");
     let reference: Reference = serde_json::from_str(&text).expect("its form");
-    let mut up = Up::start().await;
+    let up = Up::start().await;
     let Feature {
         label,
         index,
@@ -154,7 +164,7 @@ async fn greedy_tokens_are_the_references() {
             assert_eq!(tokens, expected, "{} {edit:?} ({label})", case.kind);
         }
     }
-    up.child.kill().await.expect("ends");
+    up.stop().await;
 }
 
 /// Words of a topic's own text that no other topic and no neutral text has.
