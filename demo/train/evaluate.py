@@ -58,13 +58,12 @@ def sweep_table(title, entries, baseline):
     return lines
 
 
-def label_table(rows, evaluation):
-    lines = ["| label | feature | strength | on topic | again, other seed | unsteered | perplexity ratio | passed |", "|---|---|---|---|---|---|---|---|"]
+def label_table(rows):
+    lines = ["| label | feature | strength | on topic | unsteered | perplexity ratio | tries | passed |", "|---|---|---|---|---|---|---|---|"]
     for line in rows:
-        e, again = line["evidence"], evaluation["features"][line["label"]].get("confirmed")
-        confirmed = percent(again["share"]) if again else "–"
-        lines.append(f"| {line['label']} | {line['index']} | {line['strength']:g} | {percent(e['share'])} | {confirmed} "
-                     f"| {percent(e['baseline_share'])} | {e['ppl_ratio']:.2f} | {'yes' if line['passed'] else 'no'} |")
+        e = line["evidence"]
+        lines.append(f"| {line['label']} | {line['index']} | {line['strength']:g} | {percent(e['share'])} "
+                     f"| {percent(e['baseline_share'])} | {e['ppl_ratio']:.2f} | {e['tries']} | {'yes' if line['passed'] else 'no'} |")
     return lines
 
 
@@ -110,7 +109,7 @@ def write_readme(evaluation):
     parts = ["### Numbers", "", "Model: " + ", ".join(f"{k} {v}" for k, v in training.items()) + ".", "",
              "SAE: " + ", ".join(f"{k} {v}" for k, v in sae.items()) + ".", "",
              "Unsteered perplexity of its own texts: " + ", ".join(f"{v} {k} generation prompt" for k, v in evaluation["baseline"]["perplexity"].items()) + ".", "",
-             "### Labels, at the listed strength", ""] + label_table(rows, evaluation)
+             "### Labels, at the listed strength", ""] + label_table(rows)
     parts += ["", "### Dose-response: features", ""] + sweep_table("label", evaluation["features"], evaluation["baseline"]["share"])
     parts += ["", "### Dose-response: CAVs", ""] + sweep_table("CAV", evaluation["cavs"], evaluation["baseline"]["share"])
     parts += ["", "### Samples", "", "The first held-out prompt's answer, not picked.", ""] + sample_lines(evaluation, rows)

@@ -8,7 +8,8 @@
    prompts, half of them with the generation prompt, and chooses a strength.
 4. The gate: new samples at that strength, 64 prompts with and 64 without the generation prompt. The
    label passes if in both an independent classifier finds >= 60 % of the outputs on topic while their
-   perplexity under the unsteered model stays <= 2 x the baseline's.
+   perplexity under the unsteered model stays <= 2 x the baseline's. A label that fails gets one more
+   try at the next strength of its sweep; both tries stay in its evidence.
 
 Writes ../labels.json (passing labels only), ../labels.jsonl (all that were gated, with evidence)
 and the sweep into ../evaluation.json.
@@ -50,10 +51,9 @@ def feature_facts(f, topic, tokens, tokenizer, feature):
     column = f[:, feature]
     on = column > 0
     values = column[on]
-    by_token = defaultdict(float)
-    for t, v in zip(tokens[on].tolist(), values.tolist()):
-        by_token[t] += v
-    best = sorted(by_token, key=by_token.get, reverse=True)[:8]
+    total = torch.zeros(tok.VOCAB_SIZE).index_add_(0, tokens, column)
+    count = torch.bincount(tokens, minlength=tok.VOCAB_SIZE)
+    best = (total / (count + 10)).topk(8).indices.tolist()  # strong wherever they occur, not just frequent
     return {
         "density": round(on.float().mean().item(), 5),
         "p99_activation": round(values.quantile(0.99).item(), 4),
@@ -165,10 +165,32 @@ def main():
         record(features=swept)
     edits = [clamp(encoder, entry["index"], entry["strength"]) for entry in swept.values()]
     gated = bench.run(edits, seed=5000, n_prompts=options.prompts)
-    write([
+    rows = [
         gate(name, swept[name], result, baseline, facts[features[name]], precision[name, features[name]])
         for name, result in zip(swept, gated)
-    ])
+    ]
+    write([row if row["passed"] else second_try(row, swept[row["label"]], bench, encoder, baseline) for row in rows])
+
+
+def second_try(row, entry, bench, encoder, baseline):
+    """One more try with new samples at the next strength of the sweep: lower if the text broke, else higher."""
+    strengths = [point["strength"] for point in entry["points"]]
+    step = -1 if row["evidence"]["ppl_ratio"] > MAX_RATIO else 1
+    strength = strengths[min(max(strengths.index(row["strength"]) + step, 0), len(strengths) - 1)]
+    result = bench.run([clamp(encoder, row["index"], strength)], seed=6000)[0]
+    on_topic, ratio = round(worst_share(result, row["label"]), 4), round(perplexity_ratio(result, baseline), 4)
+    return after_second_try(row, strength, on_topic, ratio, first_words(result["without"]["texts"][0]))
+
+
+def after_second_try(row, strength, on_topic, ratio, sample):
+    """The line after its second try; the figures of the try that did not count stay in the evidence."""
+    first = row["evidence"]
+    if on_topic < MIN_SHARE or ratio > MAX_RATIO:
+        other = {"other_try_strength": strength, "other_try_share": on_topic, "other_try_ppl_ratio": ratio}
+        return row | {"evidence": first | {"tries": 2} | other}
+    other = {"other_try_strength": first["strength"], "other_try_share": first["share"], "other_try_ppl_ratio": first["ppl_ratio"]}
+    measured = {"strength": strength, "share": on_topic, "ppl_ratio": ratio, "sample": sample}
+    return row | {"strength": strength, "score": on_topic, "passed": True, "evidence": first | measured | {"tries": 2} | other}
 
 
 def gate(name, entry, result, baseline, facts, precision):
