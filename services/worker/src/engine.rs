@@ -206,7 +206,8 @@ impl Engine {
         let n_layers = self.model.config().layers.len();
         let groups = groups::form(&self.running);
         let decode_rows = groups.iter().map(Group::decode_rows).sum();
-        let budget = self.pacer.prompt_budget(decode_rows);
+        let prompts = groups.iter().map(Group::prompt_rows).sum();
+        let budget = self.pacer.prompt_budget(decode_rows, prompts);
         let units: Vec<_> = groups
             .iter()
             .map(|group| group.unit(&self.running, budget, n_layers, &self.codec))

@@ -68,6 +68,11 @@ impl Group {
         if self.decodes { self.members.len() } else { 0 }
     }
 
+    /// Sequences in it that still read their prompt.
+    pub(super) fn prompt_rows(&self) -> usize {
+        if self.decodes { 0 } else { self.members.len() }
+    }
+
     /// As the scheduler sees it. `horizon`: tokens that a step may read.
     pub(super) fn unit(
         &self,

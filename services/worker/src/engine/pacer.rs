@@ -42,15 +42,18 @@ impl Pacer {
         }
     }
 
-    /// Prompt rows for a step in which `decode_rows` sequences decode.
-    pub(super) fn prompt_budget(&self, decode_rows: usize) -> usize {
+    /// Prompt rows for a step in which `decode_rows` sequences decode and
+    /// `prompts` read. Where more wait for their first token than decode, they
+    /// may hold those up in proportion: many should not wait for one.
+    pub(super) fn prompt_budget(&self, decode_rows: usize, prompts: usize) -> usize {
         if decode_rows == 0 {
             return self.max_tokens;
         }
+        let crowd = (prompts as f64 / decode_rows as f64).max(1.0);
         let (Some((decode, _)), Some(row)) = (self.decode, self.prompt_row) else {
             return CAUTIOUS.min(self.max_tokens);
         };
-        let affordable = self.max_stall * decode / row.max(1e-9);
+        let affordable = crowd * self.max_stall * decode / row.max(1e-9);
         (affordable as usize).clamp(1, self.max_tokens)
     }
 
@@ -102,18 +105,27 @@ mod tests {
 
     #[test]
     fn prompts_alone_take_all_there_is() {
-        assert_eq!(Pacer::new(512, 0.25).prompt_budget(0), 512);
+        assert_eq!(Pacer::new(512, 0.25).prompt_budget(0, 1), 512);
     }
 
     #[test]
     fn beside_others_they_take_their_share_of_the_time() {
         let mut pacer = Pacer::new(512, 0.25);
-        assert_eq!(pacer.prompt_budget(16), CAUTIOUS);
+        assert_eq!(pacer.prompt_budget(16, 1), CAUTIOUS);
         pacer.observe(step(16, 0, 100));
         pacer.observe(step(16, 10, 120)); // 2 ms a row
-        assert_eq!(pacer.prompt_budget(16), 12); // 25 of 100 ms
+        assert_eq!(pacer.prompt_budget(16, 1), 12); // 25 of 100 ms
         pacer.observe(step(0, 100, 100)); // 1 ms a row, a fifth of the mean
-        assert_eq!(pacer.prompt_budget(16), 13);
+        assert_eq!(pacer.prompt_budget(16, 1), 13);
+    }
+
+    #[test]
+    fn many_do_not_wait_for_one() {
+        let mut pacer = Pacer::new(512, 0.25);
+        pacer.observe(step(2, 0, 100));
+        pacer.observe(step(2, 10, 120)); // 2 ms a row
+        assert_eq!(pacer.prompt_budget(2, 2), 12);
+        assert_eq!(pacer.prompt_budget(2, 16), 100);
     }
 
     #[test]
@@ -121,6 +133,6 @@ mod tests {
         let mut pacer = Pacer::new(512, 0.25);
         pacer.observe(step(4, 0, 100));
         pacer.observe(step(4, 8, 90));
-        assert_eq!(pacer.prompt_budget(4), 512);
+        assert_eq!(pacer.prompt_budget(4, 1), 512);
     }
 }
