@@ -26,7 +26,7 @@ def labels():
     return [json.loads(line) for line in (DEMO / "labels.jsonl").read_text().splitlines()]
 
 
-def confirm(evaluation, seed):
+def confirm(evaluation, seed, n_prompts):
     """Other samples at each listed strength; adds "confirmed" entries."""
     model, tokenizer, encoder = lm.load(), tok.load(lm.FOLDER), sae_module.load()
     stored = torch.load(DEMO / "cavs.pt")
@@ -36,7 +36,7 @@ def confirm(evaluation, seed):
         row = stored["labels"].index(name)
         strength = evaluation["cavs"][name]["useful_strength"]
         jobs.append(("cavs", name, add_vector(stored["cavs"][row], strength), strength))
-    results = bench.run([no_edit(stored["cavs"].shape[1])] + [edit for _, _, edit, _ in jobs], seed)
+    results = bench.run([no_edit(stored["cavs"].shape[1])] + [edit for _, _, edit, _ in jobs], seed, n_prompts)
     baseline = results[0]
     for (kind, name, _, strength), result in zip(jobs, results[1:]):
         evaluation[kind][name]["confirmed"] = {
@@ -58,13 +58,26 @@ def sweep_table(title, entries, baseline):
     return lines
 
 
-def label_table(rows):
-    lines = ["| label | feature | strength | on topic | unsteered | perplexity ratio | tries | passed |", "|---|---|---|---|---|---|---|---|"]
+def label_table(rows, features):
+    lines = ["| label | feature | strength | on topic | unsteered | perplexity ratio | tries | passed | again: on topic | perplexity ratio |",
+             "|---|---|---|---|---|---|---|---|---|---|"]
     for line in rows:
         e = line["evidence"]
         lines.append(f"| {line['label']} | {line['index']} | {line['strength']:g} | {percent(e['share'])} "
-                     f"| {percent(e['baseline_share'])} | {e['ppl_ratio']:.2f} | {e['tries']} | {'yes' if line['passed'] else 'no'} |")
+                     f"| {percent(e['baseline_share'])} | {e['ppl_ratio']:.2f} | {e['tries']} | {'yes' if line['passed'] else 'no'} "
+                     f"| {again(features[line['label']])} |")
     return lines
+
+
+def again(entry):
+    """Two cells: what confirm() measured."""
+    found = entry.get("confirmed")
+    return f"{percent(found['share'])} | {found['ppl_ratio']:.2f}" if found else "– | –"
+
+
+def cav_table(cavs, baseline):
+    lines = ["| CAV | strength | unsteered | again: on topic | perplexity ratio |", "|---|---|---|---|---|"]
+    return lines + [f"| {name} | {entry['useful_strength']:g} | {percent(baseline[name])} | {again(entry)} |" for name, entry in cavs.items()]
 
 
 def sample_lines(evaluation, rows):
@@ -109,7 +122,8 @@ def write_readme(evaluation):
     parts = ["### Numbers", "", "Model: " + ", ".join(f"{k} {v}" for k, v in training.items()) + ".", "",
              "SAE: " + ", ".join(f"{k} {v}" for k, v in sae.items()) + ".", "",
              "Unsteered perplexity of its own texts: " + ", ".join(f"{v} {k} generation prompt" for k, v in evaluation["baseline"]["perplexity"].items()) + ".", "",
-             "### Labels, at the listed strength", ""] + label_table(rows)
+             "### Labels, at the listed strength", ""] + label_table(rows, evaluation["features"])
+    parts += ["", "### CAVs, at the strength their sweep chose", ""] + cav_table(evaluation["cavs"], evaluation["baseline"]["share"])
     parts += ["", "### Dose-response: features", ""] + sweep_table("label", evaluation["features"], evaluation["baseline"]["share"])
     parts += ["", "### Dose-response: CAVs", ""] + sweep_table("CAV", evaluation["cavs"], evaluation["baseline"]["share"])
     parts += ["", "### Samples", "", "The first held-out prompt's answer, not picked.", ""] + sample_lines(evaluation, rows)
@@ -123,10 +137,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--confirm", action="store_true")
     parser.add_argument("--seed", type=int, default=777_000)
+    parser.add_argument("--prompts", type=int, default=64)
     options = parser.parse_args()
     evaluation = json.loads((DEMO / "evaluation.json").read_text())
     if options.confirm:
-        confirm(evaluation, options.seed)
+        confirm(evaluation, options.seed, options.prompts)
         record(**evaluation)
     plot(evaluation)
     write_readme(evaluation)
