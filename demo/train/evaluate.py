@@ -58,26 +58,25 @@ def sweep_table(title, entries, baseline):
     return lines
 
 
-def label_table(rows, features):
-    lines = ["| label | feature | strength | on topic | unsteered | perplexity ratio | tries | passed | again: on topic | perplexity ratio |",
-             "|---|---|---|---|---|---|---|---|---|---|"]
+def label_table(rows):
+    lines = ["| label | feature | strength | on topic | unsteered | perplexity ratio | tries | passed |", "|---|---|---|---|---|---|---|---|"]
     for line in rows:
         e = line["evidence"]
         lines.append(f"| {line['label']} | {line['index']} | {line['strength']:g} | {percent(e['share'])} "
-                     f"| {percent(e['baseline_share'])} | {e['ppl_ratio']:.2f} | {e['tries']} | {'yes' if line['passed'] else 'no'} "
-                     f"| {again(features[line['label']])} |")
+                     f"| {percent(e['baseline_share'])} | {e['ppl_ratio']:.2f} | {e['tries']} | {'yes' if line['passed'] else 'no'} |")
     return lines
 
 
-def again(entry):
-    """Two cells: what confirm() measured."""
-    found = entry.get("confirmed")
-    return f"{percent(found['share'])} | {found['ppl_ratio']:.2f}" if found else "– | –"
-
-
-def cav_table(cavs, baseline):
-    lines = ["| CAV | strength | unsteered | again: on topic | perplexity ratio |", "|---|---|---|---|---|"]
-    return lines + [f"| {name} | {entry['useful_strength']:g} | {percent(baseline[name])} | {again(entry)} |" for name, entry in cavs.items()]
+def confirmed_table(evaluation):
+    """What confirm() measured; nothing if it has not been run."""
+    found = [(kind, name, entry["confirmed"]) for kind in ("features", "cavs") for name, entry in evaluation[kind].items() if "confirmed" in entry]
+    if not found:
+        return []
+    lines = ["", "### Again, with another seed", "", "| | strength | on topic | unsteered | perplexity ratio |", "|---|---|---|---|---|"]
+    for kind, name, c in found:
+        title = name if kind == "features" else f"cav {name}"
+        lines.append(f"| {title} | {c['strength']:g} | {percent(c['share'])} | {percent(c['baseline_share'])} | {c['ppl_ratio']:.2f} |")
+    return lines
 
 
 def sample_lines(evaluation, rows):
@@ -122,8 +121,7 @@ def write_readme(evaluation):
     parts = ["### Numbers", "", "Model: " + ", ".join(f"{k} {v}" for k, v in training.items()) + ".", "",
              "SAE: " + ", ".join(f"{k} {v}" for k, v in sae.items()) + ".", "",
              "Unsteered perplexity of its own texts: " + ", ".join(f"{v} {k} generation prompt" for k, v in evaluation["baseline"]["perplexity"].items()) + ".", "",
-             "### Labels, at the listed strength", ""] + label_table(rows, evaluation["features"])
-    parts += ["", "### CAVs, at the strength their sweep chose", ""] + cav_table(evaluation["cavs"], evaluation["baseline"]["share"])
+             "### Labels, at the listed strength", ""] + label_table(rows) + confirmed_table(evaluation)
     parts += ["", "### Dose-response: features", ""] + sweep_table("label", evaluation["features"], evaluation["baseline"]["share"])
     parts += ["", "### Dose-response: CAVs", ""] + sweep_table("CAV", evaluation["cavs"], evaluation["baseline"]["share"])
     parts += ["", "### Samples", "", "The first held-out prompt's answer, not picked.", ""] + sample_lines(evaluation, rows)
