@@ -11,3 +11,4 @@ mod lifecycle;
 mod mutations;
 mod search;
 mod sources;
+mod training;
