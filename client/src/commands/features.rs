@@ -5,6 +5,8 @@ use console::style;
 use serde::Serialize;
 use steering_client::{FeatureSelector, Listing, v1};
 
+mod similar;
+
 use crate::{
     cli::Globals,
     output,
@@ -19,6 +21,7 @@ Examples:
   steer features search hockey
   steer features show baseball
   steer features show '#20175' --sae gemma-scope-l21-65k
+  steer features similar baseball
   steer features list --limit 20 --json")]
 pub(crate) struct FeaturesArgs {
     #[command(subcommand)]
@@ -53,6 +56,7 @@ Examples:
         #[arg(long)]
         vectors: bool,
     },
+    Similar(similar::SimilarArgs),
     /// Labelled features of an SAE in order of index.
     #[command(after_help = "\
 Examples:
@@ -92,6 +96,7 @@ pub(crate) async fn run(args: FeaturesArgs, globals: &Globals) -> anyhow::Result
             let found = client.search_features(&query, sae, cap(limit)).await?;
             print_labels(found, globals.json)
         }
+        FeaturesCommand::Similar(args) => similar::run(args, &client, globals).await,
         FeaturesCommand::List {
             source,
             limit,
