@@ -39,7 +39,7 @@ def datasets():
 
     sets = {
         "wide": clusters(40, 96, 3, 0.5),
-        "tall": clusters(200, 24, 4, 0.4),
+        "tall": clusters(200, 24, 4, 1.0),
         "like_a_model": as_model(*clusters(150, 48, 3, 0.3)),
         "noise": clusters(80, 20, 2, 0.0),
     }
