@@ -19,6 +19,7 @@ Examples:
   steer generate 'Write a haiku.' --feature baseball=525 --compare
   steer sweep 'Write a haiku.' --feature baseball --to 600 --plot out.html
   steer features search hockey
+  steer inspect 'The goalie stopped the puck.'
   steer status
 
 Exit codes: 0 success, 1 failure, 2 wrong usage.")]
@@ -91,6 +92,7 @@ pub(crate) enum Command {
     Sweep(Box<commands::sweep::SweepArgs>),
     Score(Box<commands::score::ScoreArgs>),
     Project(commands::project::ProjectArgs),
+    Inspect(commands::inspect::InspectArgs),
     Tokenize(commands::tokenize::TokenizeArgs),
     Features(commands::features::FeaturesArgs),
     Labels(commands::labels::LabelsArgs),

@@ -5,6 +5,7 @@ pub(crate) mod chat;
 pub(crate) mod demo;
 pub(crate) mod features;
 pub(crate) mod generate;
+pub(crate) mod inspect;
 pub(crate) mod labels;
 pub(crate) mod options;
 pub(crate) mod project;
@@ -27,6 +28,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Sweep(args) => sweep::run(*args, &globals).await,
         Command::Score(args) => score::run(*args, &globals).await,
         Command::Project(args) => project::run(args, &globals).await,
+        Command::Inspect(args) => inspect::run(args, &globals).await,
         Command::Tokenize(args) => tokenize::run(args, &globals).await,
         Command::Features(args) => features::run(args, &globals).await,
         Command::Labels(args) => labels::run(args, &globals).await,

@@ -6,6 +6,7 @@
 //! `..`, so a new field breaks the build until somebody has honoured it.
 
 pub mod capture;
+pub mod cav_training;
 pub mod generate;
 pub mod hook_point;
 pub mod intervention;

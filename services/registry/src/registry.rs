@@ -4,6 +4,8 @@ mod cavs;
 mod features;
 mod labels;
 mod saes;
+mod scans;
+mod training;
 
 use std::{
     path::{Path, PathBuf},
@@ -21,6 +23,8 @@ use crate::{
 
 pub use features::{FEATURES_MAX, FeatureName, FeatureRef, check_index};
 pub use saes::ImportSource;
+pub use scans::{FoundFeature, SimilarQuery};
+pub use training::LabelledActivations;
 
 /// SAE imports that run at once: each holds up to 150 MB.
 const IMPORTS_RUNNING_MAX: usize = 1;
@@ -42,6 +46,8 @@ pub struct Registry {
     access: Option<Access>,
     imports: Semaphore,
     importing: Semaphore,
+    trainings: Semaphore,
+    scans: Semaphore,
     /// Held while an object gains its first row or loses its last, so that
     /// neither happens between the two steps of the other.
     objects: Mutex<()>,
@@ -68,6 +74,8 @@ impl Registry {
             access,
             imports: Semaphore::new(IMPORTS_MAX),
             importing: Semaphore::new(IMPORTS_RUNNING_MAX),
+            scans: Semaphore::new(scans::SCANS_MAX),
+            trainings: Semaphore::new(training::TRAININGS_MAX),
             objects: Mutex::new(()),
         })
     }
