@@ -5,6 +5,7 @@ pub(crate) mod chat;
 pub(crate) mod demo;
 pub(crate) mod features;
 pub(crate) mod generate;
+pub(crate) mod keys;
 pub(crate) mod labels;
 pub(crate) mod options;
 pub(crate) mod project;
@@ -33,5 +34,6 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Saes(args) => saes::run(args, &globals).await,
         Command::Cavs(args) => cavs::run(args, &globals).await,
         Command::Status(args) => status::run(args, &globals).await,
+        Command::Keys(args) => keys::run(args, &globals),
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 
 use crate::{
     error::{Error, Result},
-    import::access::Access,
+    import::access::{Access, HubAccess},
     store::{SaeRecord, Store},
     vectors::Vectors,
 };
@@ -40,6 +40,7 @@ pub struct Registry {
     vectors: Vectors,
     staging: PathBuf,
     access: Option<Access>,
+    hub: HubAccess,
     imports: Semaphore,
     importing: Semaphore,
     /// Held while an object gains its first row or loses its last, so that
@@ -66,10 +67,16 @@ impl Registry {
             vectors,
             staging: staging.to_owned(),
             access,
+            hub: HubAccess::default(),
             imports: Semaphore::new(IMPORTS_MAX),
             importing: Semaphore::new(IMPORTS_RUNNING_MAX),
             objects: Mutex::new(()),
         })
+    }
+
+    /// With a list of hub repositories that may be imported.
+    pub fn with_hub(self, hub: HubAccess) -> Self {
+        Self { hub, ..self }
     }
 
     /// Removes objects that no SAE has: left by a process that ended between
