@@ -39,6 +39,8 @@ pub(crate) enum Phase {
     /// Says NOT_SERVING and serves on, until load balancers have noticed.
     Draining,
     /// Requests are refused; those that run go on.
+    Refusing,
+    /// The same, and connections are told to go.
     Stopping,
 }
 
@@ -123,7 +125,7 @@ impl Door {
         match *self.phase.borrow() {
             Phase::Loading if access != Access::AnyKey => return Err(Refusal::Loading),
             Phase::Loading | Phase::Serving | Phase::Draining => {}
-            Phase::Stopping => return Err(Refusal::Stopping),
+            Phase::Refusing | Phase::Stopping => return Err(Refusal::Stopping),
         }
         let permit = key.map(|key| self.quotas.enter(key)).transpose()?;
         Ok(Admitted {

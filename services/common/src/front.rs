@@ -27,6 +27,9 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const HEADER_BYTES_MAX: u32 = 16 << 10;
 /// How long those who watch the health service have to take notice of the end.
 const NOTICE: Duration = Duration::from_millis(100);
+/// How long requests are refused on connections that are still open: some clients take
+/// a connection that closes for a cancellation, which is not worth another try to them.
+const REFUSING: Duration = Duration::from_millis(250);
 
 /// What a server is made from.
 #[derive(Debug)]
@@ -185,6 +188,8 @@ impl Front {
         for service in ["", self.name] {
             self.health.clear_service_status(service).await;
         }
+        self.phase.send_replace(Phase::Refusing);
+        tokio::time::sleep(REFUSING).await;
         self.phase.send_replace(Phase::Stopping);
         let ended = tokio::time::timeout(self.drain_timeout, &mut self.server).await;
         if let Some(ops) = &self.ops {

@@ -48,7 +48,9 @@ async fn ready(State(ops): State<Ops>) -> (StatusCode, &'static str) {
     match *ops.phase.borrow() {
         Phase::Serving => (StatusCode::OK, "ready\n"),
         Phase::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading\n"),
-        Phase::Draining | Phase::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+        Phase::Draining | Phase::Refusing | Phase::Stopping => {
+            (StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
+        }
     }
 }
 

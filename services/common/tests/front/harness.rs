@@ -1,6 +1,6 @@
 //! A front without a service, and clients of every kind.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{error::Error, net::SocketAddr, path::Path, time::Duration};
 
 use prost::Message;
 use steering_proto::{
@@ -110,11 +110,20 @@ pub(crate) async fn call(
         .await
         .map_err(|error| Status::unavailable(format!("{error:?}")))?;
     let path = path.parse().expect("path");
-    let streaming = grpc.streaming(request, path, ProstCodec::<(), ()>::default());
-    let response = tokio::time::timeout(PATIENCE, streaming).await;
-    let mut messages = response.expect("answered in time")?.into_inner();
-    while messages.message().await?.is_some() {}
-    Ok(())
+    let answered = async {
+        let response = grpc.streaming(request, path, ProstCodec::<(), ()>::default());
+        let mut messages = response.await?.into_inner();
+        while messages.message().await?.is_some() {}
+        Ok(())
+    };
+    let answer = tokio::time::timeout(PATIENCE, answered).await;
+    answer.expect("answered in time").map_err(|status: Status| {
+        // A connection that fails is not an answer, whatever the client calls it.
+        match status.source() {
+            Some(error) => Status::unavailable(format!("no answer: {error:?}")),
+            None => status,
+        }
+    })
 }
 
 /// The same, with a key.

@@ -174,9 +174,18 @@ async fn a_drain_refuses_new_requests_and_lets_running_ones_end() {
         Code::Unimplemented
     );
     // Then it takes no more.
-    tokio::time::sleep(Duration::from_millis(1200)).await;
-    let status = call(&channel, GET_MODEL, &[]).await.expect_err("refused");
+    let status = loop {
+        let status = call(&channel, GET_MODEL, &[]).await.expect_err("an error");
+        if status.code() != Code::Unimplemented {
+            break status;
+        }
+    };
     assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert_eq!(
+        status.get_details_error_info().expect("info").reason,
+        "STOPPING"
+    );
+    assert!(status.get_details_retry_info().is_some());
     assert_eq!(get(probes, "/livez").await.0, "HTTP/1.1 200 OK");
     assert!(!drain.is_finished(), "a request still runs");
     drop(keep);

@@ -229,8 +229,8 @@ async fn silent_connections_hold_nobody_up() {
     for _ in 0..50 {
         silent.push(TcpStream::connect(tried.address).await.expect("connected"));
     }
-    let asked = get_model(&tried.tls(&authority.pem(), None));
-    let answer = tokio::time::timeout(Duration::from_secs(5), asked).await;
+    let channel = tried.tls(&authority.pem(), None);
+    let answer = tokio::time::timeout(Duration::from_secs(5), get_model(&channel)).await;
     assert_eq!(answer.expect("in time"), IN);
 }
 
