@@ -166,9 +166,9 @@ mod tests {
     fn every_rpc_of_the_contract_has_a_scope() {
         let files = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).expect("descriptors");
         let mut rpcs = 0;
-        for file in files.file {
-            for service in file.service {
-                for method in service.method {
+        for file in &files.file {
+            for service in &file.service {
+                for method in &service.method {
                     let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
                     let access = access(&path);
                     assert!(
