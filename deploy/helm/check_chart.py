@@ -4,7 +4,8 @@
     python check_chart.py --helm HELM3 --helm HELM4 [--update]
 
 - every helm renders every example as in `golden/` (blank lines aside, which differ between 3 and 4);
-- every object passes the strict schema of Kubernetes 1.29 to 1.37, if it is one of Kubernetes' own;
+- every object, and the job in `deploy/jobs`, passes the strict schema of Kubernetes 1.29 to
+  1.37, if it is one of Kubernetes' own;
 - every pod is confined, every selector finds its pods, every name fits;
 - values that cannot be honoured are refused, with the reason.
 """
@@ -102,6 +103,10 @@ def check_schemas(helm: str) -> None:
                 else:
                     kubernetes_validate.validate(document, version, strict=True)
                     checked += 1
+    for version in VERSIONS:
+        job = yaml.safe_load((HERE.parent / "jobs/capture-job.yaml").read_text())
+        kubernetes_validate.validate(job, version, strict=True)
+        checked += 1
     print(f"{checked} objects valid, Kubernetes {VERSIONS[0]} to {VERSIONS[-1]}")
     print(f"no schema for: {', '.join(sorted(unchecked))}")
 
@@ -168,8 +173,12 @@ def check_references(objects: list[dict[str, Any]]) -> None:
             assert found(one["spec"]["selector"]["matchLabels"]) == 1, one["metadata"]["name"]
         if one["kind"] in ("HorizontalPodAutoscaler", "ScaledObject"):
             target = one["spec"]["scaleTargetRef"]["name"]
-            [deployment] = [o for o in objects if (o["kind"], o["metadata"]["name"]) == ("Deployment", target)]
-            assert "replicas" not in deployment["spec"], "the autoscaler's and the chart's would fight"
+            [deployment] = [
+                o for o in objects if (o["kind"], o["metadata"]["name"]) == ("Deployment", target)
+            ]
+            assert "replicas" not in deployment["spec"], (
+                "the autoscaler's and the chart's would fight"
+            )
         if one["kind"] == "GRPCRoute":
             for backend in one["spec"]["rules"][0]["backendRefs"]:
                 assert ("Service", backend["name"]) in names
@@ -187,7 +196,10 @@ def main() -> None:
         for values, reason in REFUSED:
             refused(helm, values, reason)
     long_names = {"workers": {"a" * 20: {**POOL, "replicas": 2}}, **OPEN}
-    large = {"workers": {"a": {**POOL, "contextLength": 1_000_000, "startupSeconds": 86_400}}, **OPEN}
+    large = {
+        "workers": {"a": {**POOL, "contextLength": 1_000_000, "startupSeconds": 86_400}},
+        **OPEN,
+    }
     renders = [render(arguments.helm[-1], example, GOLDEN_VERSION) for example in EXAMPLES]
     renders.append(render(arguments.helm[-1], long_names, GOLDEN_VERSION, "r" * 53))
     renders.append(render(arguments.helm[-1], large, GOLDEN_VERSION))
@@ -195,7 +207,9 @@ def main() -> None:
     for rendered in renders:
         check_pods(documents(rendered))
         check_references(documents(rendered))
-    print(f"{len(EXAMPLES)} examples as stored, {len(REFUSED)} odd values refused, by {len(arguments.helm)} helms")
+    print(
+        f"{len(EXAMPLES)} examples as stored, {len(REFUSED)} odd values refused, by {len(arguments.helm)} helms"
+    )
 
 
 if __name__ == "__main__":

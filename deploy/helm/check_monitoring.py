@@ -37,7 +37,13 @@ def metrics(expression: str) -> set[str]:
     bare = re.sub(r'"[^"]*"', "", expression)
     bare = re.sub(r"\{[^}]*\}|\[[^]]*\]|\b(?:by|on)\s*\([^)]*\)", " ", bare)
     names = re.findall(r"\b[a-z][a-z0-9_]*\b(?!\s*\()", bare)
-    return {re.sub(r"_(bucket|count|sum)$", "", n) for n in names} - {"and", "by", "on", "max", "sum"}
+    return {re.sub(r"_(bucket|count|sum)$", "", n) for n in names} - {
+        "and",
+        "by",
+        "on",
+        "max",
+        "sum",
+    }
 
 
 def exported() -> set[str]:

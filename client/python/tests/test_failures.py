@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -191,6 +194,45 @@ def test_addresses() -> None:
     for wrong in ("ftp://host:1", "http://", "http://host:port", "http://host/path"):
         with pytest.raises(ValueError, match="is no service"):
             Address.parse(wrong)
+
+
+def certificate(folder: Path, name: str) -> tuple[bytes, bytes]:
+    """A self-signed certificate for 127.0.0.1, and its key."""
+    cert, key = folder / f"{name}.crt", folder / f"{name}.key"
+    request = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1"
+    names = ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(cert)]
+    subprocess.run([*request.split(), *names, *files], check=True, capture_output=True)
+    return cert.read_bytes(), key.read_bytes()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl for certificates")
+def test_mutual_tls(tmp_path: Path) -> None:
+    server_cert, server_key = certificate(tmp_path, "server")
+    client_cert, _ = certificate(tmp_path, "client")
+    credentials = grpc.ssl_server_credentials(
+        [(server_key, server_cert)], client_cert, require_client_auth=True
+    )
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[Scripted()])
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    url = f"https://127.0.0.1:{port}"
+
+    def model(tls: steer.Tls) -> v1.GetModelResponse:
+        return Client(Config(url, url, tls=tls, timeout_s=5, retry=Retry(attempts=1))).model()
+
+    ours = {"cert": tmp_path / "client.crt", "key": tmp_path / "client.key"}
+    try:
+        model(steer.Tls(ca=tmp_path / "server.crt", **ours))
+        for wrong in (
+            steer.Tls(ca=tmp_path / "client.crt", **ours),
+            steer.Tls(ca=tmp_path / "server.crt"),
+            steer.Tls(ca=tmp_path / "server.crt", server_name="other.example", **ours),
+        ):
+            with pytest.raises(steer.Unavailable):
+                model(wrong)
+    finally:
+        server.stop(None)
 
 
 def test_tls_needs_both_halves() -> None:
