@@ -4,12 +4,16 @@
 use std::{fs::File, io::BufReader, path::Path, time::Instant};
 
 use candle_core::{Device, Error, Result, quantized::gguf_file::Content};
-use steering_worker::model::{Batch, Chunk, LoadOptions, Logits, Model, NoHook, Precision};
+use steering_worker::model::{
+    Batch, Chunk, LoadOptions, Logits, Model, NoHook, Precision, compute_on_this_thread,
+};
 
 fn main() -> Result<()> {
+    compute_on_this_thread();
     let path = std::env::args()
         .nth(1)
         .ok_or_else(|| Error::Msg("give a GGUF file".to_owned()))?;
+    let only = std::env::args().nth(2);
     let content = Content::read(&mut BufReader::new(File::open(&path)?))?;
     let options = LoadOptions {
         precision: Precision::F32,
@@ -25,6 +29,9 @@ fn main() -> Result<()> {
         ("decode x4", 8, 4, 16),
         ("decode x16", 8, 16, 8),
     ] {
+        if only.as_ref().is_some_and(|only| only != name) {
+            continue;
+        }
         let mut rates: Vec<f64> = (0..5)
             .map(|_| rate(&model, prompt, sequences, steps))
             .collect::<Result<_>>()?;

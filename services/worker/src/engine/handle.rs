@@ -10,7 +10,10 @@ use std::{
 };
 
 use super::{Engine, EngineConfig, Job, prefix::PrefixCache, sequence::Sequence};
-use crate::{model::Model, text::TextCodec};
+use crate::{
+    model::{Model, compute_on_this_thread},
+    text::TextCodec,
+};
 
 /// Hands jobs to the engine's thread.
 #[derive(Debug, Clone)]
@@ -134,6 +137,9 @@ pub fn start(
     };
     let thread = thread::Builder::new()
         .name("engine".to_owned())
-        .spawn(move || Engine::new(model, codec, config, inbox, gauges).run())?;
+        .spawn(move || {
+            compute_on_this_thread();
+            Engine::new(model, codec, config, inbox, gauges).run();
+        })?;
     Ok((handle, thread))
 }

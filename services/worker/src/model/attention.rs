@@ -37,13 +37,14 @@ impl Attention {
         cache: &mut KvCache,
     ) -> Result<Tensor> {
         let n = x.dim(0)?;
-        let heads = |linear: &Linear, norm: Option<&RmsNorm>, n_heads: usize| {
-            let y = linear.forward(x)?.reshape((n, n_heads, config.head_dim))?;
+        let heads = |y: Tensor, norm: Option<&RmsNorm>, n_heads: usize| {
+            let y = y.reshape((n, n_heads, config.head_dim))?;
             norm.map_or(Ok(y.clone()), |norm| norm.forward(&y))
         };
-        let q = heads(&self.q, self.q_norm.as_ref(), config.n_heads)?;
-        let k = heads(&self.k, self.k_norm.as_ref(), config.n_kv_heads)?;
-        let v = heads(&self.v, None, config.n_kv_heads)?;
+        let [q, k, v] = Linear::forward_all([&self.q, &self.k, &self.v], x)?;
+        let q = heads(q, self.q_norm.as_ref(), config.n_heads)?;
+        let k = heads(k, self.k_norm.as_ref(), config.n_kv_heads)?;
+        let v = heads(v, None, config.n_kv_heads)?;
         let (q, k) = (rotation.apply(&q)?, rotation.apply(&k)?);
 
         let spans = step.spans();

@@ -7,7 +7,7 @@ use super::{
     Batch, Hook, ModelConfig,
     attention::Attention,
     kv_cache::{KvCache, KvShape},
-    layers::{Linear, Matrix, Mlp, RmsNorm, softcap},
+    layers::{Linear, Matrix, Mlp, RmsNorm, add, softcap},
     rope::{Rope, Rotation},
     step::{Span, Step},
 };
@@ -185,11 +185,11 @@ impl Pass<'_> {
         let z = attention.z(&normed, &self.step, index, config, rotation, self.cache)?;
         let z = self.hooked(index, Site::Z, z)?;
         let added = post_norm(layer.attention_post_norm.as_ref(), attention.o.forward(&z)?)?;
-        let x = (x + self.hooked(index, Site::AttnOut, added)?)?;
+        let x = add(&x, &self.hooked(index, Site::AttnOut, added)?)?;
 
         let added = layer.mlp.forward(&layer.mlp_norm.forward(&x)?)?;
         let added = post_norm(layer.mlp_post_norm.as_ref(), added)?;
-        let x = (x + self.hooked(index, Site::MlpOut, added)?)?;
+        let x = add(&x, &self.hooked(index, Site::MlpOut, added)?)?;
         let x = self.join(index + 1, x)?;
         self.hooked(index, Site::ResidPost, x)
     }

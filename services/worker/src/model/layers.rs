@@ -1,15 +1,15 @@
 //! Small layers: linear maps, norms, embeddings, the MLP.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use candle_core::{
-    CpuStorage, D, DType, Layout, Module, Result, Storage, StorageRef, Tensor,
+    CpuStorage, D, DType, Device, Layout, Module, Result, Storage, StorageRef, Tensor,
     quantized::{QMatMul, QTensor},
 };
 
 use super::{
     config::Activation,
-    kernels::{self, Format, Weights},
+    kernels::{self, Format, Gate, Norm, Weights},
 };
 
 /// `x · Wᵀ + b`, with W `[out, in]` dense or quantised.
@@ -47,10 +47,7 @@ impl Matrix {
     }
 
     /// `x · Wᵀ` for x `[n, in]`; the result is of x's type.
-    pub(super) fn product(&self, x: &Tensor) -> Result<Tensor> {
-        if x.device().is_cpu() {
-            return self.product_on_cpu(x);
-        }
+    fn product(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Dense(weight) => x.matmul(&weight.t()?),
             Self::Quantized(product, _) => {
@@ -60,59 +57,111 @@ impl Matrix {
         }
     }
 
-    fn product_on_cpu(&self, x: &Tensor) -> Result<Tensor> {
-        let (m, in_width) = x.dims2()?;
-        let values = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let run = |format, bytes: &[u8], out_width| {
-            let weights = Weights {
-                format,
-                bytes,
-                out_width,
-                in_width,
-            };
-            let y = kernels::product(&values, m, &weights);
-            Tensor::from_vec(y, (m, out_width), x.device())?.to_dtype(x.dtype())
-        };
-        match self {
+    fn stored(&self) -> Result<Stored<'_>> {
+        Ok(match self {
+            Self::Dense(weight) => Stored::Dense(weight.storage_and_layout().0, weight.dims2()?),
             Self::Quantized(_, tensor) => {
-                let (out_width, _) = tensor.shape().dims2()?;
                 let Some(format) = Format::of_ggml(tensor.dtype()) else {
                     candle_core::bail!("no product for {:?}", tensor.dtype());
                 };
-                run(format, &tensor.data()?, out_width)
+                Stored::Quantized(format, tensor.data()?, tensor.shape().dims2()?)
             }
-            Self::Dense(weight) => {
-                let (storage, _) = weight.storage_and_layout();
-                let Storage::Cpu(storage) = &*storage else {
-                    candle_core::bail!("weights are not on the CPU");
-                };
-                let out_width = weight.dim(0)?;
-                match storage {
-                    CpuStorage::F32(w) => run(Format::F32, bytemuck::cast_slice(w), out_width),
-                    CpuStorage::F16(w) => run(Format::F16, bytemuck::cast_slice(w), out_width),
-                    CpuStorage::BF16(w) => run(Format::Bf16, bytemuck::cast_slice(w), out_width),
-                    _ => candle_core::bail!("weights have type {:?}", weight.dtype()),
-                }
-            }
-        }
+        })
     }
 
     /// Rows by index, `[n, in]`, in `dtype`.
     pub(super) fn rows(&self, ids: &Tensor, dtype: DType) -> Result<Tensor> {
         match self {
             Self::Dense(weight) => weight.index_select(ids, 0)?.to_dtype(dtype),
-            Self::Quantized(_, tensor) => tensor.embedding(ids)?.to_dtype(dtype),
+            Self::Quantized(_, tensor) if !ids.device().is_cpu() => {
+                tensor.embedding(ids)?.to_dtype(dtype)
+            }
+            Self::Quantized(..) => {
+                let stored = self.stored()?;
+                let weights = stored.weights()?;
+                let ids = ids.to_vec1::<u32>()?;
+                if let Some(id) = ids.iter().find(|&&id| id as usize >= weights.out_width) {
+                    candle_core::bail!("no row {id} among {}", weights.out_width);
+                }
+                let rows = kernels::unpacked_rows(&weights, &ids);
+                Tensor::from_vec(rows, (ids.len(), weights.in_width), &Device::Cpu)?.to_dtype(dtype)
+            }
         }
+    }
+}
+
+/// A matrix on the CPU, where it is.
+enum Stored<'a> {
+    Dense(StorageRef<'a>, (usize, usize)),
+    Quantized(Format, Cow<'a, [u8]>, (usize, usize)),
+}
+
+impl Stored<'_> {
+    fn weights(&self) -> Result<Weights<'_>> {
+        let (format, bytes, (out_width, in_width)) = match self {
+            Self::Quantized(format, bytes, dims) => (*format, &**bytes, *dims),
+            Self::Dense(storage, dims) => {
+                let (format, bytes) = match &**storage {
+                    Storage::Cpu(CpuStorage::F32(w)) => (Format::F32, bytemuck::cast_slice(w)),
+                    Storage::Cpu(CpuStorage::F16(w)) => (Format::F16, bytemuck::cast_slice(w)),
+                    Storage::Cpu(CpuStorage::BF16(w)) => (Format::Bf16, bytemuck::cast_slice(w)),
+                    _ => candle_core::bail!("weights are not floats on the CPU"),
+                };
+                (format, bytes, *dims)
+            }
+        };
+        Ok(Weights {
+            format,
+            bytes,
+            out_width,
+            in_width,
+        })
     }
 }
 
 impl Linear {
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = self.weight.product(x)?;
-        match &self.bias {
-            None => Ok(y),
-            Some(bias) => y.broadcast_add(bias),
+        let [y] = Self::forward_all([self], x)?;
+        Ok(y)
+    }
+
+    /// Several maps of one input.
+    pub(super) fn forward_all<const N: usize>(maps: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
+        let mut results = match x.device().is_cpu() {
+            true => Self::products_on_cpu(maps, x)?,
+            false => maps
+                .iter()
+                .map(|map| map.weight.product(x))
+                .collect::<Result<_>>()?,
+        };
+        for (map, y) in maps.iter().zip(&mut results) {
+            if let Some(bias) = &map.bias {
+                *y = y.broadcast_add(bias)?;
+            }
         }
+        let n = results.len();
+        results
+            .try_into()
+            .map_err(|_| candle_core::Error::Msg(format!("{n} products of {N} maps")))
+    }
+
+    fn products_on_cpu<const N: usize>(maps: [&Self; N], x: &Tensor) -> Result<Vec<Tensor>> {
+        let m = x.dim(0)?;
+        let floats = x.to_dtype(DType::F32)?.contiguous()?;
+        let floats = Floats::of(&floats);
+        let stored = maps.map(|map| map.weight.stored());
+        let mut weights = Vec::with_capacity(N);
+        for stored in &stored {
+            match stored {
+                Ok(stored) => weights.push(stored.weights()?),
+                Err(e) => candle_core::bail!("{e}"),
+            }
+        }
+        kernels::products(floats.slice()?, m, &weights)
+            .into_iter()
+            .zip(&weights)
+            .map(|(y, w)| Tensor::from_vec(y, (m, w.out_width), x.device())?.to_dtype(x.dtype()))
+            .collect()
     }
 }
 
@@ -138,6 +187,14 @@ impl RmsNorm {
 
     /// Normalises the last dimension.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if is_native(x) {
+            let weight = Floats::of(&self.weight);
+            let norm = Norm {
+                weight: weight.slice()?,
+                eps: self.eps as f32,
+            };
+            return native(x, |x| Ok(kernels::normed(x, &norm)));
+        }
         let dtype = x.dtype();
         let x = x.to_dtype(DType::F32)?;
         let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
@@ -162,22 +219,66 @@ pub(super) struct Mlp {
 
 impl Mlp {
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gate = self.gate.forward(x)?;
+        let [gate, up] = Linear::forward_all([&self.gate, &self.up], x)?;
+        self.down.forward(&self.gated(&gate, &up)?)
+    }
+
+    fn gated(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        let kind = match self.activation {
+            Activation::Silu => Some(Gate::Silu),
+            Activation::GeluTanh => Some(Gate::GeluTanh),
+            Activation::GeluErf => None,
+        };
+        if let Some(kind) = kind
+            && is_native(gate)
+        {
+            let up = Floats::of(up);
+            return native(gate, |gate| Ok(kernels::gated(kind, gate, up.slice()?)));
+        }
         let gate = match self.activation {
             Activation::Silu => gate.silu()?,
             Activation::GeluTanh => gate.gelu()?,
             Activation::GeluErf => gate.gelu_erf()?,
         };
-        self.down.forward(&(gate * self.up.forward(x)?)?)
+        gate * up
     }
 }
 
 /// `c · tanh(x / c)`.
 pub(super) fn softcap(x: Tensor, cap: Option<f64>) -> Result<Tensor> {
-    match cap {
-        None => Ok(x),
-        Some(cap) => (x / cap)?.tanh()? * cap,
+    let Some(cap) = cap else {
+        return Ok(x);
+    };
+    if is_native(&x) {
+        return native(&x, |x| {
+            let mut values = x.to_vec();
+            kernels::softcapped(&mut values, cap as f32);
+            Ok(values)
+        });
     }
+    (x / cap)?.tanh()? * cap
+}
+
+/// `x + y`, of one shape.
+pub(super) fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    if !is_native(x) {
+        return x + y;
+    }
+    let y = Floats::of(y);
+    native(x, |x| Ok(kernels::add(x, y.slice()?)))
+}
+
+/// Whether the kernels compute on this tensor themselves. Other types than f32
+/// are rounded after every operation, as the reference does it.
+pub(super) fn is_native(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32
+}
+
+/// A tensor of x's shape with the numbers that `f` makes of x's.
+pub(super) fn native(x: &Tensor, f: impl FnOnce(&[f32]) -> Result<Vec<f32>>) -> Result<Tensor> {
+    let contiguous = x.contiguous()?;
+    let values = f(Floats::of(&contiguous).slice()?)?;
+    Tensor::from_vec(values, x.shape(), x.device())
 }
 
 /// The numbers of a contiguous f32 tensor on the CPU, where they are.

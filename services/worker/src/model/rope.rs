@@ -2,7 +2,11 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::config::{RopeConfig, RopePairing};
+use super::{
+    config::{RopeConfig, RopePairing},
+    kernels,
+    layers::{Floats, is_native, native},
+};
 
 /// Frequencies of one rotary embedding.
 #[derive(Debug)]
@@ -51,6 +55,12 @@ impl Rotation {
     /// Rotates heads, shape `[n_tokens, n_heads, head_dim]`.
     pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let (n, heads, head_dim) = x.dims3()?;
+        if is_native(x) {
+            let (cos, sin) = (Floats::of(&self.cos), Floats::of(&self.sin));
+            let table = (cos.slice()?, sin.slice()?);
+            let interleaved = matches!(self.pairing, RopePairing::Interleaved);
+            return native(x, |x| Ok(kernels::rotated(x, table, head_dim, interleaved)));
+        }
         let half = head_dim / 2;
         let (a, b) = match self.pairing {
             RopePairing::Halves => (x.narrow(2, 0, half)?, x.narrow(2, half, half)?),

@@ -11,20 +11,19 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{
+    ALONE,
     dispatch::{Kernel, dispatch},
-    math::{exp, fma, tanh},
+    isa::Isa,
+    math::{exp, tanh},
+    total,
 };
 
 /// Partial sums of a dot product.
 const LANES: usize = 8;
-/// Components of a value row that are summed in registers.
-const WIDE: usize = 16;
 /// Query vectors that share a pass over keys and values.
 const TILE: usize = 16;
 /// Positions whose values are summed before the next vectors' turn.
 const BLOCK: usize = 64;
-/// Multiplications below which other threads are not worth waking.
-const ALONE: usize = 1 << 17;
 
 /// Sizes and rules of one layer's attention.
 #[derive(Debug, Clone, Copy)]
@@ -165,18 +164,18 @@ struct Attend<'a> {
 
 impl Kernel for Attend<'_> {
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<const FMA: bool>(self, isa: impl Isa) {
         let head_dim = self.rules.head_dim;
         let positions = self.keys.len() / head_dim;
         let mut scores = vec![0.0; self.visible.len() * positions];
-        all_scores::<FMA>(self.queries, self.keys, head_dim, &mut scores);
+        all_scores(isa, self.queries, self.keys, head_dim, &mut scores);
         let mut totals = Vec::with_capacity(self.visible.len());
         for (scores, visible) in scores.chunks_exact_mut(positions).zip(&self.visible) {
             totals.push(weights::<FMA>(self.rules, &mut scores[visible.clone()]));
         }
         for start in (0..positions).step_by(BLOCK) {
             let block = start..positions.min(start + BLOCK);
-            weighted_values::<FMA>(&scores, self.values, block, &self.visible, self.out);
+            weighted_values(isa, &scores, self.values, block, &self.visible, self.out);
         }
         for (out, total) in self.out.chunks_exact_mut(head_dim).zip(totals) {
             out.iter_mut().for_each(|v| *v /= total);
@@ -186,99 +185,71 @@ impl Kernel for Attend<'_> {
 
 /// `q · k` of every vector with every position, `[n, positions]`.
 #[inline(always)]
-fn all_scores<const FMA: bool>(queries: &[f32], keys: &[f32], head_dim: usize, scores: &mut [f32]) {
+fn all_scores(isa: impl Isa, queries: &[f32], keys: &[f32], head_dim: usize, scores: &mut [f32]) {
     let n = queries.len() / head_dim;
     let positions = keys.len() / head_dim;
-    let query = |i: usize| &queries[i * head_dim..(i + 1) * head_dim];
-    let key = |i: usize| &keys[i * head_dim..(i + 1) * head_dim];
-    let mut store = |first: usize, position: usize, dots: &[&[f32]]| {
-        for (i, dots) in dots.iter().enumerate() {
-            let at = (first + i) * positions + position;
-            scores[at..at + dots.len()].copy_from_slice(dots);
-        }
-    };
     for position in (0..positions).step_by(2) {
-        let pair = position + 1 < positions;
-        let mut i = 0;
-        while i < n {
-            match (pair, n - i >= 4) {
-                (true, true) => {
-                    let q = [query(i), query(i + 1), query(i + 2), query(i + 3)];
-                    let dots = dots::<4, 2, FMA>(q, [key(position), key(position + 1)]);
-                    store(i, position, &[&dots[0], &dots[1], &dots[2], &dots[3]]);
-                    i += 4;
-                }
-                (true, false) => {
-                    let keys = [key(position), key(position + 1)];
-                    store(i, position, &[&dots::<1, 2, FMA>([query(i)], keys)[0]]);
-                    i += 1;
-                }
-                (false, _) => {
-                    let keys = [key(position)];
-                    store(i, position, &[&dots::<1, 1, FMA>([query(i)], keys)[0]]);
-                    i += 1;
+        let pair = &keys[position * head_dim..(position + 2).min(positions) * head_dim];
+        for i in (0..n).step_by(4) {
+            let few = &queries[i * head_dim..(i + 4).min(n) * head_dim];
+            let at = i * positions + position;
+            match (few.len() / head_dim, pair.len() / head_dim) {
+                (4, 2) => dots::<4, 2, _>(isa, few, pair, &mut scores[at..], positions),
+                (4, _) => dots::<4, 1, _>(isa, few, pair, &mut scores[at..], positions),
+                (_, keys) => {
+                    for (j, query) in few.chunks_exact(head_dim).enumerate() {
+                        let scores = &mut scores[at + j * positions..];
+                        match keys {
+                            2 => dots::<1, 2, _>(isa, query, pair, scores, positions),
+                            _ => dots::<1, 1, _>(isa, query, pair, scores, positions),
+                        }
+                    }
                 }
             }
         }
     }
 }
 
-/// Dot products of each query with each key.
+/// Dot products of each query with each key, written `stride` apart.
 #[inline(always)]
-fn dots<const Q: usize, const K: usize, const FMA: bool>(
-    q: [&[f32]; Q],
-    k: [&[f32]; K],
-) -> [[f32; K]; Q] {
-    let whole = q[0].len() / LANES;
-    let rest = whole * LANES;
-    let (q_lanes, k_lanes) = (
-        q.map(|q| &q.as_chunks::<LANES>().0[..whole]),
-        k.map(|k| &k.as_chunks::<LANES>().0[..whole]),
-    );
-    let mut sums = [[[0.0f32; LANES]; K]; Q];
-    for at in 0..whole {
-        multiply::<Q, K, FMA>(q_lanes.map(|q| q[at]), k_lanes.map(|k| k[at]), &mut sums);
-    }
-    if rest < q[0].len() {
-        multiply::<Q, K, FMA>(
-            q.map(|q| padded(&q[rest..])),
-            k.map(|k| padded(&k[rest..])),
-            &mut sums,
-        );
-    }
-    sums.map(|sums| sums.map(total))
-}
-
-#[inline(always)]
-fn multiply<const Q: usize, const K: usize, const FMA: bool>(
-    q: [[f32; LANES]; Q],
-    k: [[f32; LANES]; K],
-    sums: &mut [[[f32; LANES]; K]; Q],
+fn dots<const Q: usize, const K: usize, I: Isa>(
+    isa: I,
+    queries: &[f32],
+    keys: &[f32],
+    scores: &mut [f32],
+    stride: usize,
 ) {
-    for (q, sums) in q.iter().zip(sums) {
-        for (k, sums) in k.iter().zip(sums) {
-            for lane in 0..LANES {
-                sums[lane] = fma::<FMA>(q[lane], k[lane], sums[lane]);
+    let head_dim = queries.len() / Q;
+    let mut sums = [[isa.splat(0.0); K]; Q];
+    for at in (0..head_dim).step_by(LANES) {
+        let mut k = [isa.splat(0.0); K];
+        for (k, key) in k.iter_mut().zip(keys.chunks_exact(head_dim)) {
+            *k = load(isa, key, at);
+        }
+        for (sums, query) in sums.iter_mut().zip(queries.chunks_exact(head_dim)) {
+            let q = load(isa, query, at);
+            for (sum, k) in sums.iter_mut().zip(k) {
+                *sum = isa.fma(q, k, *sum);
             }
+        }
+    }
+    for (i, sums) in sums.into_iter().enumerate() {
+        for (j, sum) in sums.into_iter().enumerate() {
+            scores[i * stride + j] = total(isa.array(sum));
         }
     }
 }
 
+/// [`LANES`] numbers from `at` on; zeros behind the end.
 #[inline(always)]
-fn padded(rest: &[f32]) -> [f32; LANES] {
+fn load<I: Isa>(isa: I, values: &[f32], at: usize) -> I::Floats {
+    let rest = &values[at..];
+    if let Some(lanes) = rest.first_chunk() {
+        return isa.floats(lanes);
+    }
     let mut lanes = [0.0; LANES];
     lanes[..rest.len()].copy_from_slice(rest);
-    lanes
-}
-
-#[inline(always)]
-fn total(mut sums: [f32; LANES]) -> f32 {
-    for half in [4, 2, 1] {
-        for i in 0..half {
-            sums[i] += sums[i + half];
-        }
-    }
-    sums[0]
+    isa.floats(&lanes)
 }
 
 /// Turns the scores of one vector into weights that are yet to be divided by
@@ -317,7 +288,8 @@ fn weights<const FMA: bool>(rules: &Rules, scores: &mut [f32]) -> f32 {
 /// Adds the weighted values of a block of positions to every vector's sum.
 /// `weights` is `[n, positions]`.
 #[inline(always)]
-fn weighted_values<const FMA: bool>(
+fn weighted_values(
+    isa: impl Isa,
     weights: &[f32],
     values: &[f32],
     block: Range<usize>,
@@ -326,68 +298,84 @@ fn weighted_values<const FMA: bool>(
 ) {
     let n = visible.len();
     let (positions, head_dim) = (weights.len() / n, out.len() / n);
-    let weights = |i: usize, range: &Range<usize>| {
-        &weights[i * positions + range.start..i * positions + range.end]
-    };
-    let values = |range: &Range<usize>| &values[range.start * head_dim..range.end * head_dim];
     for (tile, out) in out.chunks_mut(4 * head_dim).enumerate() {
         let first = 4 * tile;
-        let seen = |i: usize| {
-            let range = &visible[first + i];
-            let start = range.start.clamp(block.start, block.end);
-            start..range.end.clamp(start, block.end)
-        };
-        let alone = |i: usize, range: &Range<usize>, out: &mut [f32]| {
-            let out = &mut out[i * head_dim..(i + 1) * head_dim];
-            accumulate::<1, FMA>([weights(first + i, range)], values(range), out);
-        };
         let vectors = out.len() / head_dim;
-        let common = (1..vectors).fold(seen(0), |common, i| {
-            let range = seen(i);
-            common.start.max(range.start)..common.end.min(range.end)
-        });
-        if vectors < 4 || common.is_empty() {
-            (0..vectors).for_each(|i| alone(i, &seen(i), out));
+        let (mut starts, mut ends) = ([block.start; 4], [block.start; 4]);
+        for i in 0..vectors {
+            let range = &visible[first + i];
+            starts[i] = range.start.clamp(block.start, block.end);
+            ends[i] = range.end.clamp(starts[i], block.end);
+        }
+        let start = starts[..vectors].iter().fold(block.start, |a, b| a.max(*b));
+        let end = ends[..vectors].iter().fold(block.end, |a, b| a.min(*b));
+        let four = vectors == 4 && start < end;
+        // What all four see in one pass; what only some see, one by one.
+        let common = if four {
+            start..end
+        } else {
+            block.end..block.end
+        };
+        for (i, out) in out.chunks_exact_mut(head_dim).enumerate() {
+            let range = starts[i]..ends[i].min(common.start);
+            let at = (first + i) * positions;
+            let weights = &weights[at + range.start..at + range.end];
+            let values = &values[range.start * head_dim..range.end * head_dim];
+            accumulate::<1, _>(isa, weights, positions, values, out);
+        }
+        if !four {
             continue;
         }
-        (0..4).for_each(|i| alone(i, &(seen(i).start..common.start), out));
-        let four = [0, 1, 2, 3].map(|i| weights(first + i, &common));
-        accumulate::<4, FMA>(four, values(&common), out);
-        (0..4).for_each(|i| alone(i, &(common.end..seen(i).end), out));
+        let weights_of_all = &weights[first * positions + start..];
+        let common = &values[start * head_dim..end * head_dim];
+        accumulate::<4, _>(isa, weights_of_all, positions, common, out);
+        for (i, out) in out.chunks_exact_mut(head_dim).enumerate() {
+            let at = (first + i) * positions;
+            let weights = &weights[at + end..at + ends[i].max(end)];
+            let values = &values[end * head_dim..ends[i].max(end) * head_dim];
+            accumulate::<1, _>(isa, weights, positions, values, out);
+        }
     }
 }
 
-/// `out[r] += weights[r] · values`, position by position; `out` is `[R, head_dim]`.
+/// `out[r] += weights[r] · values`, position by position; `out` is `[R, head_dim]`,
+/// and the rows of weights are `stride` apart.
 #[inline(always)]
-fn accumulate<const R: usize, const FMA: bool>(
-    weights: [&[f32]; R],
+fn accumulate<const R: usize, I: Isa>(
+    isa: I,
+    weights: &[f32],
+    stride: usize,
     values: &[f32],
     out: &mut [f32],
 ) {
     let head_dim = out.len() / R;
-    let whole = head_dim / WIDE * WIDE;
-    for d in (0..whole).step_by(WIDE) {
-        let mut sums = [[0.0f32; WIDE]; R];
-        for (r, sums) in sums.iter_mut().enumerate() {
-            sums.copy_from_slice(&out[r * head_dim + d..r * head_dim + d + WIDE]);
+    for d in (0..head_dim).step_by(2 * LANES) {
+        let wide = d + 2 * LANES <= head_dim;
+        let width = (head_dim - d).min(2 * LANES);
+        let mut sums = [[isa.splat(0.0); 2]; R];
+        for (sums, out) in sums.iter_mut().zip(out.chunks_exact(head_dim)) {
+            let out = &out[..d + width];
+            *sums = [
+                load(isa, out, d),
+                load(isa, out, (d + LANES).min(d + width)),
+            ];
         }
         for (position, row) in values.chunks_exact(head_dim).enumerate() {
-            let row = &row[d..d + WIDE];
-            for (weights, sums) in weights.iter().zip(&mut sums) {
-                let weight = weights[position];
-                for (sum, v) in sums.iter_mut().zip(row) {
-                    *sum = fma::<FMA>(weight, *v, *sum);
-                }
+            let row = &row[d..d + width];
+            let row = if wide {
+                [load(isa, row, 0), load(isa, row, LANES)]
+            } else {
+                [load(isa, row, 0), load(isa, row, LANES.min(width))]
+            };
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let weight = isa.splat(weights[r * stride + position]);
+                sums[0] = isa.fma(weight, row[0], sums[0]);
+                sums[1] = isa.fma(weight, row[1], sums[1]);
             }
         }
-        for (r, sums) in sums.iter().enumerate() {
-            out[r * head_dim + d..r * head_dim + d + WIDE].copy_from_slice(sums);
-        }
-    }
-    for (weights, out) in weights.iter().zip(out.chunks_exact_mut(head_dim)) {
-        for (d, out) in out.iter_mut().enumerate().skip(whole) {
-            for (weight, row) in weights.iter().zip(values.chunks_exact(head_dim)) {
-                *out = fma::<FMA>(*weight, row[d], *out);
+        for (sums, out) in sums.into_iter().zip(out.chunks_exact_mut(head_dim)) {
+            for (sum, out) in sums.into_iter().zip(out[d..d + width].chunks_mut(LANES)) {
+                out.copy_from_slice(&isa.array(sum)[..out.len()]);
             }
         }
     }

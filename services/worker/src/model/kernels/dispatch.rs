@@ -1,5 +1,7 @@
 //! The one place that picks instructions at run time.
 
+use super::isa::{Isa, Portable};
+
 /// Work that is written once and compiled for several instruction sets.
 pub(super) trait Kernel {
     /// Does the work. `FMA`: whether the machine has a fused multiply-add;
@@ -7,7 +9,7 @@ pub(super) trait Kernel {
     ///
     /// Must be `#[inline(always)]`, and so must all that it calls in its loops:
     /// what is not inlined is not compiled for the better instructions.
-    fn run<const FMA: bool>(self);
+    fn run<const FMA: bool>(self, isa: impl Isa);
 }
 
 /// Runs a kernel with the best instructions of this machine. These do not
@@ -15,38 +17,45 @@ pub(super) trait Kernel {
 pub(super) fn dispatch(kernel: impl Kernel) {
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-        {
-            // SAFETY: the features were detected on the line above.
-            #[allow(unsafe_code)]
-            return unsafe { avx512(kernel) };
-        }
         if is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c")
         {
-            // SAFETY: the features were detected on the line above.
+            // SAFETY: the features were detected on the lines above, AVX-512's
+            // on the next.
             #[allow(unsafe_code)]
-            return unsafe { avx2(kernel) };
+            unsafe {
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    return avx512(kernel);
+                }
+                return avx2(kernel);
+            }
         }
     }
     if cfg!(target_arch = "aarch64") {
-        kernel.run::<true>();
+        kernel.run::<true>(Portable::<true>);
     } else {
-        kernel.run::<false>();
+        kernel.run::<false>(Portable::<false>);
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
 fn avx512(kernel: impl Kernel) {
-    kernel.run::<true>();
+    // SAFETY: this function's features include Avx2's.
+    #[allow(unsafe_code)]
+    let isa = unsafe { super::isa::Avx2::new() };
+    kernel.run::<true>(isa);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn avx2(kernel: impl Kernel) {
-    kernel.run::<true>();
+    // SAFETY: this function's features are Avx2's.
+    #[allow(unsafe_code)]
+    let isa = unsafe { super::isa::Avx2::new() };
+    kernel.run::<true>(isa);
 }

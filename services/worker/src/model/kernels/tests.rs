@@ -1,4 +1,4 @@
-use super::*;
+use super::{isa::Portable, *};
 use candle_core::{Device, Tensor, quantized::QTensor};
 use proptest::prelude::*;
 
@@ -37,11 +37,25 @@ fn expected(x: &[f32], dense: &[f32], k: usize) -> Vec<f32> {
         .collect()
 }
 
-fn check(ours: &[f32], expected: &[f32], k: usize) {
+fn check(ours: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(ours.len(), expected.len());
     for (a, b) in ours.iter().zip(expected) {
-        assert!((a - b).abs() <= 2e-6 * k as f32, "{a} {b}");
+        assert!((a - b).abs() <= tolerance, "{a} {b}");
     }
+}
+
+fn product(x: &[f32], m: usize, weights: Weights<'_>) -> Vec<f32> {
+    products(x, m, &[weights]).remove(0)
+}
+
+/// The product without any instruction set's own operations.
+fn portable(x: &[f32], m: usize, weights: Weights<'_>) -> Vec<f32> {
+    let mut out = vec![0.0; m * weights.out_width];
+    let x = Rows::new(x, weights.in_width);
+    for columns in split(&x, &weights, &mut out) {
+        columns.run::<false>(Portable::<false>);
+    }
+    out
 }
 
 proptest! {
@@ -65,7 +79,14 @@ proptest! {
             out_width: n,
             in_width: k,
         };
-        check(&product(&x, m, &weights), &expected(&x, &dense, k), k);
+        let together = product(&x, m, weights);
+        check(&together, &expected(&x, &dense, k), 2e-6 * k as f32);
+        let alone: Vec<f32> = x.chunks(k).flat_map(|x| product(x, 1, weights)).collect();
+        prop_assert_eq!(&together, &alone, "bit for bit");
+        check(&portable(&x, m, weights), &together, 2e-6 * k as f32);
+        let rows = unpacked_rows(&weights, &[n as u32 - 1, 0]);
+        prop_assert_eq!(&rows[..k], &dense[(n - 1) * k..]);
+        prop_assert_eq!(&rows[k..], &dense[..k]);
     }
 
     #[test]
@@ -76,13 +97,24 @@ proptest! {
         let bytes: Vec<u8> = dense.iter().flat_map(|v| v.to_le_bytes()).collect();
         let weights = Weights { format: Format::F32, bytes: &bytes, out_width: n, in_width: k };
         let x = numbers(m * k, seed ^ 1);
-        let together = product(&x, m, &weights);
-        check(&together, &expected(&x, &dense, k), k);
-        let alone: Vec<f32> = x.chunks(k).flat_map(|x| product(x, 1, &weights)).collect();
+        let together = product(&x, m, weights);
+        check(&together, &expected(&x, &dense, k), 2e-6 * k as f32);
+        let alone: Vec<f32> = x.chunks(k).flat_map(|x| product(x, 1, weights)).collect();
         prop_assert_eq!(&together, &alone, "bit for bit");
-        let mut scalar = vec![0.0; n * m];
-        Columns { x: &pad_rows(&x, k), m, weights: &weights, first: 0, out: &mut scalar }
-            .run::<false>();
-        check(&transpose(&scalar, n, m), &together, k);
+        check(&portable(&x, m, weights), &together, 2e-6 * k as f32);
+    }
+
+    #[test]
+    fn several_matrices_at_once_are_each_alone(m in 1usize..9, k in 1usize..9, seed: u64) {
+        let k = 256 * k;
+        let (w, x) = (numbers(24 * k, seed), numbers(m * k, seed ^ 1));
+        let dense: Vec<u8> = w.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let matrix = Tensor::from_vec(w, (24, k), &Device::Cpu).expect("matrix");
+        let packed = QTensor::quantize(&matrix, GgmlDType::Q6K).expect("quantise");
+        let packed = packed.data().expect("bytes");
+        let weights = |format, bytes| Weights { format, bytes, out_width: 24, in_width: k };
+        let (a, b) = (weights(Format::F32, &dense[..]), weights(Format::Q6K, &packed[..]));
+        let together = products(&x, m, &[a, b, a]);
+        prop_assert_eq!(together, vec![product(&x, m, a), product(&x, m, b), product(&x, m, a)]);
     }
 }

@@ -1,3 +1,4 @@
+use super::super::isa::Portable;
 use super::*;
 use crate::model::kernels::tests::numbers;
 use proptest::prelude::*;
@@ -113,7 +114,7 @@ proptest! {
             visible: (0..n).map(|i| 0..i + 1).collect(),
             out: &mut out,
         }
-        .run::<false>();
+        .run::<false>(Portable::<false>);
         let sequence =
             Sequence { queries: &queries, start: 0, keys: &keys, values: &values, first: 0 };
         for (ours, expected) in out.iter().zip(expected(&rules, &sequence)) {
