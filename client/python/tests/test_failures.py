@@ -187,6 +187,19 @@ def test_the_key_is_sent_and_not_shown(scripted: Scripted) -> None:
     assert "secret-key" not in repr(with_key)
 
 
+def test_settings_come_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEER_WORKER", "https://host")
+    monkeypatch.setenv("STEER_API_KEY", "from-env")
+    monkeypatch.setenv("STEER_CA_CERT", "ca.pem")
+    config = Config()
+    assert (config.worker, config.api_key, config.tls.ca) == ("https://host", "from-env", "ca.pem")
+    (tmp_path / "key").write_text("from-file\n")
+    monkeypatch.setenv("STEER_API_KEY_FILE", str(tmp_path / "key"))
+    assert Config().api_key == "from-file"
+
+
 def test_addresses() -> None:
     assert Address.parse("host:1") == Address("host:1", False)
     assert Address.parse("https://host") == Address("host:443", True)

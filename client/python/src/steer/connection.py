@@ -18,15 +18,20 @@ from steer.rpc import Service
 ANSWER_BYTES_MAX = 256 << 20
 
 
+def _from_env(name: str) -> str | None:
+    return os.environ.get(name) or None
+
+
 @dataclass(frozen=True)
 class Tls:
-    """Certificates for `https://` services, PEM files. All are optional."""
+    """Certificates for `https://` services, PEM files; defaults come from the environment."""
 
-    #: Authorities to trust instead of the system's.
-    ca: Path | str | None = None
-    #: Our certificate and its key, for services that ask for one (mTLS).
-    cert: Path | str | None = None
-    key: Path | str | None = None
+    #: Authorities to trust instead of the system's. Default: STEER_CA_CERT.
+    ca: Path | str | None = field(default_factory=lambda: _from_env("STEER_CA_CERT"))
+    #: Our certificate, for services that ask for one (mTLS). Default: STEER_CLIENT_CERT.
+    cert: Path | str | None = field(default_factory=lambda: _from_env("STEER_CLIENT_CERT"))
+    #: Its key. Default: STEER_CLIENT_KEY.
+    key: Path | str | None = field(default_factory=lambda: _from_env("STEER_CLIENT_KEY"))
     #: The name to expect in the service's certificate, if it is not the URL's host.
     server_name: str | None = None
 
@@ -57,25 +62,26 @@ class Retry:
         return delay if delay < remaining_s else None
 
 
-def _from_env(name: str, default: str) -> str:
-    return os.environ.get(name) or default
+def _api_key() -> str | None:
+    path = _from_env("STEER_API_KEY_FILE")
+    return Path(path).read_text().strip() if path else _from_env("STEER_API_KEY")
 
 
 @dataclass(frozen=True)
 class Config:
-    """How a client reaches the services. Defaults come from the environment."""
+    """How a client reaches the services. Defaults come from the environment, as the command's."""
 
     #: `http://host:port`, `https://host:port`, or `host:port`. Default: STEER_WORKER.
-    worker: str = field(default_factory=lambda: _from_env("STEER_WORKER", "http://127.0.0.1:50051"))
+    worker: str = field(
+        default_factory=lambda: _from_env("STEER_WORKER") or "http://127.0.0.1:50051"
+    )
     #: The same for the registry. Default: STEER_REGISTRY.
     registry: str = field(
-        default_factory=lambda: _from_env("STEER_REGISTRY", "http://127.0.0.1:50052")
+        default_factory=lambda: _from_env("STEER_REGISTRY") or "http://127.0.0.1:50052"
     )
-    #: Sent as a bearer token with every call. Default: STEER_API_KEY.
-    api_key: str | None = field(
-        default_factory=lambda: os.environ.get("STEER_API_KEY") or None, repr=False
-    )
-    tls: Tls = Tls()
+    #: Sent with every call. Default: the content of STEER_API_KEY_FILE, or STEER_API_KEY.
+    api_key: str | None = field(default_factory=_api_key, repr=False)
+    tls: Tls = field(default_factory=Tls)
     #: Seconds for one call, retries included. Generations and captures get `stream_timeout_s`.
     timeout_s: float = 60.0
     stream_timeout_s: float = 600.0
