@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -27,16 +28,22 @@ WORKER_ENV = {
     "STEER_DRAIN_TIMEOUT": "60",
     "STEER_LOG": "warn,steering_worker=info",
 }
-STARTUP_S = 60
+STARTUP_S = 120
 #: Longer than a drain may take.
-STOP_S = 90
+STOP_S = 150
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, below those that the system hands out by itself: a
+    worker that is restarted must find its own free again."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise RuntimeError("no free port between 20000 and 32000")
 
 
 def wait_for(what: str, condition: Any, timeout_s: float = STARTUP_S) -> float:
@@ -118,7 +125,11 @@ class Fleet:
                 stderr=log,
             )
         everybody = len(self.workers) + len(self.others)
-        wait_for("healthy workers", lambda: len(self.healthy()) == everybody)
+        try:
+            wait_for("healthy workers", lambda: len(self.healthy()) == everybody)
+        except TimeoutError as error:
+            said = (self.folder / "envoy.log").read_text()[-2000:]
+            raise TimeoutError(f"{error}; Envoy said:\n{said}") from None
 
     def config(self) -> Any:
         """The repository's configuration with this machine's addresses, else unchanged."""
@@ -157,6 +168,14 @@ class Fleet:
             ]
         except OSError:
             return []
+
+    def wait_until_healthy(self, worker: Worker) -> None:
+        """Returns when Envoy sends calls to the worker."""
+        try:
+            wait_for(worker.address, lambda: worker.address in self.healthy())
+        except TimeoutError as error:
+            figures, said = self.hosts()[worker.address], worker.log.read_text()[-2000:]
+            raise TimeoutError(f"{error}; for Envoy it is {figures}; it said:\n{said}") from None
 
     def stat(self, name: str) -> int:
         """A counter of the cluster, e.g. "upstream_rq_retry"."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-from fleet import Fleet, Worker, folder, free_port, wait_for
+from fleet import Fleet, Worker, folder, free_port
 from steer import AsyncClient, Config, InvalidRequest, Retry, SteerError, VectorEdit
 
 HOOK = "blocks.3.hook_resid_post"
@@ -105,7 +105,7 @@ async def retries(fleet: Fleet) -> None:
     print(f"retries: worker killed, {retried} calls retried, {len(failed)} of 30 failed")
     assert not failed, failed
     victim.start()
-    wait_for("the killed worker", lambda: victim.address in fleet.healthy())
+    fleet.wait_until_healthy(victim)
 
 
 async def rolling_restarts(fleet: Fleet, rollouts: int, streams: int) -> None:
@@ -135,7 +135,7 @@ def restart(fleet: Fleet, worker: Worker) -> float:
     code = worker.stop()
     assert code == 0, f"the worker ended with {code} at SIGTERM"
     worker.start()
-    wait_for(f"{worker.address} healthy", lambda: worker.address in fleet.healthy())
+    fleet.wait_until_healthy(worker)
     return time.monotonic() - started
 
 

@@ -23,7 +23,7 @@ from steer import Client, Config
 REPOSITORY = Path(__file__).parents[3]
 BINARIES = Path(os.environ.get("STEER_BINARIES", REPOSITORY / "target/release"))
 DEMO = REPOSITORY / "demo"
-STARTUP_S = 60
+STARTUP_S = 120
 
 
 @dataclass
