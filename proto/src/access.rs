@@ -68,7 +68,14 @@ fn worker_scope(method: &str) -> Option<Scope> {
 
 fn registry_scope(method: &str) -> Option<Scope> {
     match method {
-        "ListSaes" | "GetSae" | "SearchFeatures" | "ListFeatures" | "GetFeatures" | "ListCavs"
+        "ListSaes"
+        | "GetSae"
+        | "SearchFeatures"
+        | "ListFeatures"
+        | "GetFeatures"
+        | "FindSimilarFeatures"
+        | "EncodeActivations"
+        | "ListCavs"
         | "GetCav" => Some(Scope::RegistryRead),
         "ImportSae"
         | "UploadSae"
@@ -76,6 +83,7 @@ fn registry_scope(method: &str) -> Option<Scope> {
         | "ImportFeatureLabels"
         | "CreateCav"
         | "ImportCavs"
+        | "TrainCavs"
         | "DeleteCav" => Some(Scope::RegistryWrite),
         _ => None,
     }
