@@ -30,8 +30,9 @@ fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
 }
 
 fn all_sources() -> Vec<(PathBuf, String)> {
-    const FOLDERS: [&str; 6] = [
+    const FOLDERS: [&str; 7] = [
         "proto/src",
+        "services/common",
         "services/worker",
         "services/registry",
         "client",
