@@ -1,8 +1,7 @@
 #!/bin/sh
 # Makes everything in demo/ from nothing. From the environment: PYTHON, the interpreter; STEPS and WORKERS
-# of the model's training (one thread each); THREADS of each later step (1 on a machine that is busy with
-# other work: threads that wait for one another cost more than they bring). QUICK=1 runs every step on
-# little, in minutes: it shows that the recipe runs, and what it makes is worthless. Try it on a copy.
+# of the model's training (one thread each); THREADS of each later step. QUICK=1 runs every step on little:
+# it shows that the recipe runs, and what it makes is worthless. Try it on a copy of demo/.
 set -eu
 cd "$(dirname "$0")"
 PYTHON=${PYTHON:-python3} few='' sae=''
