@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 use steering_client::{Client, Endpoints, connection::service_url};
 
-use crate::{commands, failure::hinted};
+use crate::{access::AccessArgs, commands, failure::hinted};
 
 /// Steer a language model while it writes.
 ///
@@ -48,6 +48,8 @@ pub(crate) struct Globals {
     /// Print one JSON document for machines.
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
 }
 
 impl Globals {
@@ -56,7 +58,10 @@ impl Globals {
             worker: self.worker.clone(),
             registry: self.registry.clone(),
         };
-        Ok(Client::connect(&endpoints)?)
+        Ok(Client::connect_with(
+            &endpoints,
+            &self.access.credentials()?,
+        )?)
     }
 
     /// The SAE named by `--sae`, or the only one there is.
@@ -99,6 +104,7 @@ pub(crate) enum Command {
     Saes(commands::saes::SaesArgs),
     Cavs(commands::cavs::CavsArgs),
     Status(commands::status::StatusArgs),
+    Keys(commands::keys::KeysArgs),
 }
 
 #[cfg(test)]

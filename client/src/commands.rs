@@ -6,6 +6,7 @@ pub(crate) mod demo;
 pub(crate) mod features;
 pub(crate) mod generate;
 pub(crate) mod inspect;
+pub(crate) mod keys;
 pub(crate) mod labels;
 pub(crate) mod options;
 pub(crate) mod project;
@@ -35,5 +36,6 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Saes(args) => saes::run(args, &globals).await,
         Command::Cavs(args) => cavs::run(args, &globals).await,
         Command::Status(args) => status::run(args, &globals).await,
+        Command::Keys(args) => keys::run(args, &globals),
     }
 }

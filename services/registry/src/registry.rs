@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 
 use crate::{
     error::{Error, Result},
-    import::access::Access,
+    import::access::{Access, HubAccess},
     store::{SaeRecord, Store},
     vectors::Vectors,
 };
@@ -44,6 +44,7 @@ pub struct Registry {
     vectors: Vectors,
     staging: PathBuf,
     access: Option<Access>,
+    hub: HubAccess,
     imports: Semaphore,
     importing: Semaphore,
     trainings: Semaphore,
@@ -72,12 +73,18 @@ impl Registry {
             vectors,
             staging: staging.to_owned(),
             access,
+            hub: HubAccess::default(),
             imports: Semaphore::new(IMPORTS_MAX),
             importing: Semaphore::new(IMPORTS_RUNNING_MAX),
             scans: Semaphore::new(scans::SCANS_MAX),
             trainings: Semaphore::new(training::TRAININGS_MAX),
             objects: Mutex::new(()),
         })
+    }
+
+    /// With a list of hub repositories that may be imported.
+    pub fn with_hub(self, hub: HubAccess) -> Self {
+        Self { hub, ..self }
     }
 
     /// Removes objects that no SAE has: left by a process that ended between

@@ -1,0 +1,118 @@
+"""Registry, captures and sweeps, against the real services on the demo model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import DEMO, demo_file
+
+from steer import Client, NotFound, v1
+
+HOOK = "blocks.3.hook_resid_post"
+
+
+def test_search_and_listings(client: Client) -> None:
+    found = client.registry.search("hockey")
+    assert [one.label for one in found] == ["ice-hockey"]
+    table = found.to_pandas()
+    assert table.loc[0, "feature_index"] == 167
+    listed = client.registry.features("demo")
+    with_candidates = client.registry.features("demo", candidates=True)
+    assert 0 < len(listed) < len(with_candidates)
+    assert len(client.registry.features("demo", limit=3)) == 3
+    assert [sae.sae_id for sae in client.registry.saes()] == ["demo"]
+    assert "birds" in [cav.name for cav in client.registry.cavs("bi")]
+    assert "ice-hockey" in found._repr_html_()
+
+
+def test_a_feature_comes_with_its_vectors(client: Client) -> None:
+    feature = client.registry.feature(167, sae="demo")
+    assert (feature.label, feature.hook_name) == ("ice-hockey", HOOK)
+    assert feature.encoder.shape == feature.decoder.shape == (128,)
+
+
+def test_cavs_are_stored_and_removed(client: Client) -> None:
+    rng = np.random.default_rng(0)
+    vector = rng.normal(size=128)
+    created = client.registry.create_cav("mine", {HOOK: vector}, model_id="model", origin="test")
+    fetched = client.registry.cav(f"mine@{created.digest[:12]}")
+    np.testing.assert_array_equal(fetched.vector, vector.astype(np.float32))
+    assert client.registry.delete_cav("mine") == 1
+    with pytest.raises(NotFound):
+        client.registry.cav("mine")
+    with pytest.raises(ValueError, match="not finite"):
+        client.registry.create_cav("bad", {HOOK: [np.nan] * 128})
+    with pytest.raises(ValueError, match=r"shape \(1, 128\)"):
+        client.registry.create_cav("bad", {HOOK: [vector]})
+
+
+def test_an_sae_is_uploaded_with_progress(client: Client) -> None:
+    stages: list[v1.ImportProgress] = []
+    sae = client.registry.upload_sae(
+        DEMO / demo_file()["sae"]["path"],
+        name="uploaded",
+        hook=HOOK,
+        model_id="model",
+        on_progress=stages.append,
+    )
+    try:
+        assert (sae.sae_id, sae.d_in) == ("uploaded", 128)
+        assert stages
+    finally:
+        client.registry.delete_sae("uploaded")
+    with pytest.raises(FileNotFoundError):
+        client.registry.import_labels("no/such/file", sae="demo")
+
+
+def test_a_capture_is_a_matrix(client: Client) -> None:
+    texts = ["the last goalie waits", "the", "the heron waits long", "a"] * 50
+    matrix = client.activations(texts, HOOK, skip_tokens=2)
+    assert matrix.shape == (200, 128)
+    # Texts with no tokens left are NaN; the others do not depend on their place.
+    assert np.isnan(matrix).all(axis=1).sum() == 100
+    np.testing.assert_array_equal(matrix[0], matrix[4])
+
+
+def test_a_capture_per_token(client: Client) -> None:
+    [one] = client.capture(["the last goalie waits"], HOOK, pooling="per_token", max_tokens=4)
+    assert one.activations.shape == (4, 128)
+    assert len(one.token_ids) == one.n_tokens == 4
+    # A capture that is left early ends.
+    endless = client.capture((f"text {i}" for i in range(10**9)), HOOK)
+    assert next(endless).activations.shape == (128,)
+    endless.close()  # type: ignore[attr-defined]
+
+
+def test_a_sweep_is_a_data_frame(client: Client) -> None:
+    sweep = client.sweep(
+        "Write a haiku.",
+        range(0, 49, 8),
+        feature="ice-hockey",
+        add_generation_prompt=True,
+        seed=7,
+        max_new_tokens=40,
+    )
+    table = sweep.to_pandas()
+    assert list(table["strength"][1:]) == list(range(0, 49, 8))
+    assert np.isnan(table["strength"][0])
+    assert table["text"][0] == table["text"][1], "strength 0 of a silent feature changes nothing"
+    assert table["ice-hockey"].iloc[-1] > 5 > table["ice-hockey"][0]
+    assert table["perplexity"].iloc[-1] > 5 * table["perplexity"][0]
+    assert sweep.svg().startswith("<svg")
+    assert "polyline" in sweep._repr_html_()
+
+
+def test_a_sweep_larger_than_a_request_is_several(client: Client) -> None:
+    at_once = client.model().limits.max_sequences
+    sweep = client.sweep(
+        "Write a haiku.", np.linspace(0, 20, at_once + 5), cav="birds", max_new_tokens=2
+    )
+    assert len(sweep.points) == at_once + 6
+    assert sweep.probe_names == ["cav:birds"]
+
+
+def test_a_sweep_needs_one_thing_to_sweep(client: Client) -> None:
+    with pytest.raises(ValueError, match="one of feature, cav"):
+        client.sweep("Write a haiku.", [1])
+    with pytest.raises(ValueError, match="1 to 1000"):
+        client.sweep("Write a haiku.", [], cav="birds")
