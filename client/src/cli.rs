@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 use steering_client::{Client, Endpoints, connection::service_url};
 
-use crate::{commands, failure::hinted};
+use crate::{access::AccessArgs, commands, failure::hinted};
 
 /// Steer a language model while it writes.
 ///
@@ -19,6 +19,7 @@ Examples:
   steer generate 'Write a haiku.' --feature baseball=525 --compare
   steer sweep 'Write a haiku.' --feature baseball --to 600 --plot out.html
   steer features search hockey
+  steer inspect 'The goalie stopped the puck.'
   steer status
 
 Exit codes: 0 success, 1 failure, 2 wrong usage.")]
@@ -47,6 +48,8 @@ pub(crate) struct Globals {
     /// Print one JSON document for machines.
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
 }
 
 impl Globals {
@@ -55,7 +58,10 @@ impl Globals {
             worker: self.worker.clone(),
             registry: self.registry.clone(),
         };
-        Ok(Client::connect(&endpoints)?)
+        Ok(Client::connect_with(
+            &endpoints,
+            &self.access.credentials()?,
+        )?)
     }
 
     /// The SAE named by `--sae`, or the only one there is.
@@ -91,12 +97,14 @@ pub(crate) enum Command {
     Sweep(Box<commands::sweep::SweepArgs>),
     Score(Box<commands::score::ScoreArgs>),
     Project(commands::project::ProjectArgs),
+    Inspect(commands::inspect::InspectArgs),
     Tokenize(commands::tokenize::TokenizeArgs),
     Features(commands::features::FeaturesArgs),
     Labels(commands::labels::LabelsArgs),
     Saes(commands::saes::SaesArgs),
     Cavs(commands::cavs::CavsArgs),
     Status(commands::status::StatusArgs),
+    Keys(commands::keys::KeysArgs),
 }
 
 #[cfg(test)]

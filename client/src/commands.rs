@@ -5,6 +5,8 @@ pub(crate) mod chat;
 pub(crate) mod demo;
 pub(crate) mod features;
 pub(crate) mod generate;
+pub(crate) mod inspect;
+pub(crate) mod keys;
 pub(crate) mod labels;
 pub(crate) mod options;
 pub(crate) mod project;
@@ -27,11 +29,13 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Sweep(args) => sweep::run(*args, &globals).await,
         Command::Score(args) => score::run(*args, &globals).await,
         Command::Project(args) => project::run(args, &globals).await,
+        Command::Inspect(args) => inspect::run(args, &globals).await,
         Command::Tokenize(args) => tokenize::run(args, &globals).await,
         Command::Features(args) => features::run(args, &globals).await,
         Command::Labels(args) => labels::run(args, &globals).await,
         Command::Saes(args) => saes::run(args, &globals).await,
         Command::Cavs(args) => cavs::run(args, &globals).await,
         Command::Status(args) => status::run(args, &globals).await,
+        Command::Keys(args) => keys::run(args, &globals),
     }
 }

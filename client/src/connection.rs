@@ -14,7 +14,10 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::{Error, Service};
+use crate::{
+    Credentials, Error, Service,
+    credentials::{Bearer, Transport},
+};
 
 /// Largest answer accepted: a page of features of a wide model fits many times.
 const DECODED_BYTES_MAX: usize = 256 << 20;
@@ -68,18 +71,28 @@ pub struct Client {
     endpoints: Endpoints,
     worker: Channel,
     registry: Channel,
+    bearer: Bearer,
 }
 
 impl Client {
     /// Prepares connections; nothing is sent until the first call.
     ///
     /// # Errors
-    /// If a URL is not of the form `http://host:port`.
+    /// If a URL is not of the form `http://host:port` or `https://host:port`.
     pub fn connect(endpoints: &Endpoints) -> Result<Self, Error> {
+        Self::connect_with(endpoints, &Credentials::default())
+    }
+
+    /// As [`Client::connect`], with an API key or certificates.
+    ///
+    /// # Errors
+    /// If a URL or a certificate cannot be used.
+    pub fn connect_with(endpoints: &Endpoints, credentials: &Credentials) -> Result<Self, Error> {
         Ok(Self {
             endpoints: endpoints.clone(),
-            worker: channel(&endpoints.worker)?,
-            registry: channel(&endpoints.registry)?,
+            worker: channel(&endpoints.worker, credentials)?,
+            registry: channel(&endpoints.registry, credentials)?,
+            bearer: credentials.bearer(),
         })
     }
 
@@ -89,15 +102,15 @@ impl Client {
     }
 
     /// The generated client of the worker, for calls this library does not wrap.
-    pub fn worker(&self) -> ModelWorkerServiceClient<Channel> {
-        ModelWorkerServiceClient::new(self.worker.clone())
+    pub fn worker(&self) -> ModelWorkerServiceClient<Transport> {
+        ModelWorkerServiceClient::with_interceptor(self.worker.clone(), self.bearer.clone())
             .max_decoding_message_size(DECODED_BYTES_MAX)
             .max_encoding_message_size(usize::MAX)
     }
 
     /// The generated client of the registry, for calls this library does not wrap.
-    pub fn registry(&self) -> FeatureRegistryServiceClient<Channel> {
-        FeatureRegistryServiceClient::new(self.registry.clone())
+    pub fn registry(&self) -> FeatureRegistryServiceClient<Transport> {
+        FeatureRegistryServiceClient::with_interceptor(self.registry.clone(), self.bearer.clone())
             .max_decoding_message_size(DECODED_BYTES_MAX)
             .max_encoding_message_size(usize::MAX)
     }
@@ -159,14 +172,31 @@ pub fn service_url(url: &str) -> Result<String, Error> {
     endpoint(&url).map(|_| url)
 }
 
-fn channel(url: &str) -> Result<Channel, Error> {
-    Ok(endpoint(url)?
+fn channel(url: &str, credentials: &Credentials) -> Result<Channel, Error> {
+    let mut endpoint = endpoint(url)?;
+    if endpoint.uri().scheme_str() == Some("https") {
+        endpoint = endpoint
+            .tls_config(credentials.tls())
+            .map_err(|error| Error::Tls {
+                reason: root_cause(&error),
+            })?;
+    }
+    Ok(endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .connect_lazy())
+}
+
+/// The innermost error, which names the reason.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 fn endpoint(url: &str) -> Result<Endpoint, Error> {
@@ -177,9 +207,8 @@ fn endpoint(url: &str) -> Result<Endpoint, Error> {
     let endpoint = Endpoint::from_shared(url.to_owned())
         .map_err(|_| invalid("write it as http://host:port"))?;
     match endpoint.uri().scheme_str() {
-        Some("http") => {}
-        Some("https") => return Err(invalid("TLS is not supported yet; write http://host:port")),
-        _ => return Err(invalid("write it as http://host:port")),
+        Some("http" | "https") => {}
+        _ => return Err(invalid("write it as http://host:port or https://host:port")),
     }
     if endpoint.uri().host().is_none_or(str::is_empty) {
         return Err(invalid("has no host; write http://host:port"));
@@ -200,7 +229,7 @@ mod tests {
         for url in ["", "localhost", "ftp://host:1", "http://", "http:// space"] {
             assert!(error_of(url).contains("http://host:port"), "{url}");
         }
-        assert!(error_of("https://host:1").contains("TLS"));
+        assert!(endpoint("https://host:1").is_ok());
     }
 
     #[test]

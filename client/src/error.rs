@@ -33,6 +33,15 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A text that cannot be an API key.
+    #[error("the API key is malformed: it must be one word of printable ASCII characters")]
+    InvalidApiKey,
+    /// Certificates that cannot be used.
+    #[error("TLS cannot be set up: {reason}")]
+    Tls {
+        /// What is wrong with them.
+        reason: String,
+    },
     /// A call that a service refused, or that did not reach it.
     #[error("the {service} at {url} answered {}: {}", .status.code(), .status.message())]
     Rpc {

@@ -100,7 +100,11 @@ pub(crate) fn from_client(error: &Error) -> Failure {
             error,
             "the service may be of another version: `steer status` shows both",
         ),
-        Error::InvalidUrl { .. } | Error::File { .. } => Failure {
+        Error::Tls { .. } => with_hint(
+            error,
+            "see --ca-cert, --client-cert and --client-key, which name PEM files",
+        ),
+        Error::InvalidUrl { .. } | Error::InvalidApiKey | Error::File { .. } => Failure {
             message: error.to_string(),
             details: Vec::new(),
             hints: Vec::new(),
@@ -142,9 +146,16 @@ fn unreachable(service: Service, url: &str, status: &Status) -> Failure {
             "is steer-registry running? try `steer up --model ID|PATH`, or pass --registry URL"
         }
     };
+    let cause = root_cause(status);
+    let hint = if cause.contains("certificate") {
+        "name the authority behind its certificate with --ca-cert FILE; if the service asks for \
+         a certificate, see --client-cert and --client-key"
+    } else {
+        hint
+    };
     Failure {
         message: format!("cannot reach the {service} at {url}"),
-        details: vec![root_cause(status)],
+        details: vec![cause],
         hints: vec![hint.to_owned()],
     }
 }
@@ -249,6 +260,9 @@ fn code_hint(status: &Status) -> Option<String> {
     }
     match status.code() {
         Code::Unavailable => Some("try again later".to_owned()),
+        Code::Unauthenticated => {
+            Some("give an API key in STEER_API_KEY or with --api-key-file FILE".to_owned())
+        }
         Code::Unimplemented => {
             Some("the service may be of another version: `steer status` shows both".to_owned())
         }

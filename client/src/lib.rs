@@ -28,6 +28,7 @@
 pub mod capture;
 pub mod compose;
 pub mod connection;
+pub mod credentials;
 pub mod edit;
 pub mod error;
 pub mod files;
@@ -42,6 +43,7 @@ mod worker;
 pub use capture::CaptureStream;
 pub use compose::{GenerationBuilder, Steering};
 pub use connection::{Client, Endpoints, Health};
+pub use credentials::{ApiKey, Credentials};
 pub use edit::{
     Amount, CavEdit, CavOperation, Comparison, Condition, FeatureEdit, FeatureKey,
     FeatureOperation, FeatureSelector, Gate, GateMode, Readout,

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod access;
 mod cli;
 mod columns;
 mod commands;

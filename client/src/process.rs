@@ -27,6 +27,16 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 /// Lines shown of a process that failed.
 const TAIL_LINES: usize = 15;
 
+/// Settings for services that are alone on their machine: two of them would want the
+/// same port, and callers from elsewhere are not expected.
+const NOT_INHERITED: [&str; 5] = [
+    "STEER_CONFIG",
+    "STEER_HEALTH_LISTEN",
+    "STEER_TLS_CERT",
+    "STEER_TLS_CLIENT_CA",
+    "STEER_TLS_KEY",
+];
+
 /// Shows one line of a child's output.
 pub(crate) type Show = Arc<dyn Fn(&str) + Send + Sync>;
 
@@ -58,6 +68,9 @@ impl Process {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
+        for name in NOT_INHERITED {
+            command.env_remove(name);
+        }
         // Ctrl-C is for us: we stop the children, in order and in bounded time.
         #[cfg(unix)]
         command.process_group(0);

@@ -22,6 +22,14 @@ pub(crate) fn bytes(total: u64, message: &'static str) -> ProgressBar {
         .with_message(message)
 }
 
+/// A bar over texts.
+pub(crate) fn texts(total: u64, message: &'static str) -> ProgressBar {
+    let template = "{msg} {wide_bar} {pos}/{len} texts, {per_sec}, {eta} left";
+    ProgressBar::new(total)
+        .with_style(style(template))
+        .with_message(message)
+}
+
 /// A bar over tokens; how many there can be becomes known later.
 pub(crate) fn tokens(message: &'static str) -> ProgressBar {
     ProgressBar::no_length()

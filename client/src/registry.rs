@@ -1,5 +1,7 @@
 //! Calls of the feature registry.
 
+use futures::{Stream, StreamExt, stream};
+
 use crate::{Client, Error, Listing, Service, listing::follow, v1};
 
 impl Client {
@@ -118,6 +120,58 @@ impl Client {
             );
             Err(Error::contract(Service::Registry, what))
         }
+    }
+
+    /// The features most like a feature or a direction, and how many were compared.
+    ///
+    /// # Errors
+    /// If the registry refuses the query.
+    pub async fn find_similar_features(
+        &self,
+        request: v1::FindSimilarFeaturesRequest,
+    ) -> Result<v1::FindSimilarFeaturesResponse, Error> {
+        let response = self.registry().find_similar_features(request).await;
+        Ok(response.map_err(|s| self.registry_failed(s))?.into_inner())
+    }
+
+    /// The strongest features of activations, one answer for each of `rows` rows.
+    ///
+    /// # Errors
+    /// If the registry refuses the activations, or leaves a row out.
+    pub async fn encode_activations(
+        &self,
+        request: v1::EncodeActivationsRequest,
+        rows: usize,
+    ) -> Result<Vec<v1::EncodedActivation>, Error> {
+        let response = self.registry().encode_activations(request).await;
+        let response = response.map_err(|s| self.registry_failed(s))?.into_inner();
+        let answered = response.rows.len();
+        if answered == rows {
+            Ok(response.rows)
+        } else {
+            let what = format!("EncodeActivations answered {answered} of {rows} rows");
+            Err(Error::contract(Service::Registry, what))
+        }
+    }
+
+    /// Trains one CAV per label; the stored ones, without vectors.
+    ///
+    /// # Errors
+    /// If the registry refuses the examples, or is training already.
+    pub async fn train_cavs(
+        &self,
+        config: v1::CavTrainingConfig,
+        examples: impl Stream<Item = v1::LabelledActivation> + Send + 'static,
+    ) -> Result<Vec<v1::Cav>, Error> {
+        use v1::train_cavs_request::Message;
+        let messages = stream::once(async { Message::Config(config) })
+            .chain(examples.map(Message::Example))
+            .map(|message| v1::TrainCavsRequest {
+                message: Some(message),
+            });
+        let response = self.registry().train_cavs(messages).await;
+        let response = response.map_err(|s| self.registry_failed(s))?;
+        Ok(response.into_inner().cavs)
     }
 
     /// CAVs whose names start with `prefix`, without their numbers.

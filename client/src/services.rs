@@ -8,7 +8,7 @@ use std::{
 
 use indicatif::ProgressBar;
 use serde::Serialize;
-use steering_client::{Client, Endpoints, Health, Service};
+use steering_client::{Client, Credentials, Endpoints, Health, Service};
 
 use crate::{
     failure::hinted,
@@ -29,6 +29,8 @@ pub(crate) struct Launch {
     pub(crate) registry_listen: String,
     /// Arguments of the registry, but for its address.
     pub(crate) registry_args: Vec<OsString>,
+    /// For services that are told to ask for API keys.
+    pub(crate) credentials: Credentials,
 }
 
 /// What runs, and where.
@@ -75,10 +77,11 @@ pub(crate) async fn run_with(
         worker: address(worker_addr, &worker),
         registry: address(registry_addr, &registry),
     };
-    let client = Client::connect(&Endpoints {
+    let endpoints = Endpoints {
         worker: running.worker.url.clone(),
         registry: running.registry.url.clone(),
-    })?;
+    };
+    let client = Client::connect_with(&endpoints, &launch.credentials)?;
     let used = async {
         ready(&client, spinner).await;
         work(&client, &running).await

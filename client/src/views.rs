@@ -4,8 +4,10 @@ use serde::Serialize;
 use steering_client::v1;
 
 mod label;
+mod training;
 
 pub(crate) use label::FeatureLabelView;
+use training::TrainingView;
 
 /// An SAE.
 #[derive(Debug, Serialize)]
@@ -212,6 +214,8 @@ pub(crate) struct CavView {
     directions: Vec<DirectionView>,
     origin: String,
     created_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    training: Option<TrainingView>,
 }
 
 #[derive(Debug, Serialize)]
@@ -232,6 +236,7 @@ impl CavView {
             directions,
             origin,
             created_at,
+            training,
         } = cav;
         let direction = |direction: v1::CavDirection| {
             let v1::CavDirection {
@@ -255,6 +260,7 @@ impl CavView {
             directions: directions.into_iter().map(direction).collect(),
             origin,
             created_at: created_at.map(|time| time.to_string()),
+            training: training.map(TrainingView::from),
         }
     }
 
@@ -272,6 +278,18 @@ impl CavView {
             self.model_id.clone(),
             self.digest.chars().take(12).collect(),
         ]
+    }
+
+    /// Cells of a table of what training says: name, examples, AUC, its interval, with
+    /// permuted labels, of random directions, p, verdict. None if it was not trained here.
+    pub(crate) fn training_cells(&self) -> Option<[String; 8]> {
+        let training = self.training.as_ref()?;
+        Some(training.cells(&self.name))
+    }
+
+    /// What training says of all labels together, if it was trained here.
+    pub(crate) fn training_summary(&self) -> Option<String> {
+        self.training.as_ref().map(TrainingView::summary)
     }
 
     /// Names and values for a card.
@@ -293,6 +311,7 @@ impl CavView {
         }
         card.push(("origin", self.origin.clone()));
         card.push(("created", self.created_at.clone().unwrap_or_default()));
+        card.extend(self.training.iter().flat_map(TrainingView::card));
         card
     }
 }

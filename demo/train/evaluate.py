@@ -26,7 +26,7 @@ def labels():
     return [json.loads(line) for line in (DEMO / "labels.jsonl").read_text().splitlines()]
 
 
-def confirm(evaluation, seed):
+def confirm(evaluation, seed, n_prompts):
     """Other samples at each listed strength; adds "confirmed" entries."""
     model, tokenizer, encoder = lm.load(), tok.load(lm.FOLDER), sae_module.load()
     stored = torch.load(DEMO / "cavs.pt")
@@ -36,7 +36,7 @@ def confirm(evaluation, seed):
         row = stored["labels"].index(name)
         strength = evaluation["cavs"][name]["useful_strength"]
         jobs.append(("cavs", name, add_vector(stored["cavs"][row], strength), strength))
-    results = bench.run([no_edit(stored["cavs"].shape[1])] + [edit for _, _, edit, _ in jobs], seed)
+    results = bench.run([no_edit(stored["cavs"].shape[1])] + [edit for _, _, edit, _ in jobs], seed, n_prompts)
     baseline = results[0]
     for (kind, name, _, strength), result in zip(jobs, results[1:]):
         evaluation[kind][name]["confirmed"] = {
@@ -64,6 +64,18 @@ def label_table(rows):
         e = line["evidence"]
         lines.append(f"| {line['label']} | {line['index']} | {line['strength']:g} | {percent(e['share'])} "
                      f"| {percent(e['baseline_share'])} | {e['ppl_ratio']:.2f} | {e['tries']} | {'yes' if line['passed'] else 'no'} |")
+    return lines
+
+
+def confirmed_table(evaluation):
+    """What confirm() measured; nothing if it has not been run."""
+    found = [(kind, name, entry["confirmed"]) for kind in ("features", "cavs") for name, entry in evaluation[kind].items() if "confirmed" in entry]
+    if not found:
+        return []
+    lines = ["", "### Again, with another seed", "", "| | strength | on topic | unsteered | perplexity ratio |", "|---|---|---|---|---|"]
+    for kind, name, c in found:
+        title = name if kind == "features" else f"cav {name}"
+        lines.append(f"| {title} | {c['strength']:g} | {percent(c['share'])} | {percent(c['baseline_share'])} | {c['ppl_ratio']:.2f} |")
     return lines
 
 
@@ -109,7 +121,7 @@ def write_readme(evaluation):
     parts = ["### Numbers", "", "Model: " + ", ".join(f"{k} {v}" for k, v in training.items()) + ".", "",
              "SAE: " + ", ".join(f"{k} {v}" for k, v in sae.items()) + ".", "",
              "Unsteered perplexity of its own texts: " + ", ".join(f"{v} {k} generation prompt" for k, v in evaluation["baseline"]["perplexity"].items()) + ".", "",
-             "### Labels, at the listed strength", ""] + label_table(rows)
+             "### Labels, at the listed strength", ""] + label_table(rows) + confirmed_table(evaluation)
     parts += ["", "### Dose-response: features", ""] + sweep_table("label", evaluation["features"], evaluation["baseline"]["share"])
     parts += ["", "### Dose-response: CAVs", ""] + sweep_table("CAV", evaluation["cavs"], evaluation["baseline"]["share"])
     parts += ["", "### Samples", "", "The first held-out prompt's answer, not picked.", ""] + sample_lines(evaluation, rows)
@@ -123,10 +135,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--confirm", action="store_true")
     parser.add_argument("--seed", type=int, default=777_000)
+    parser.add_argument("--prompts", type=int, default=64)
     options = parser.parse_args()
     evaluation = json.loads((DEMO / "evaluation.json").read_text())
     if options.confirm:
-        confirm(evaluation, options.seed)
+        confirm(evaluation, options.seed, options.prompts)
         record(**evaluation)
     plot(evaluation)
     write_readme(evaluation)

@@ -87,9 +87,9 @@ def screen(bench, encoder, found, p99, n_prompts):
     return {name: sorted(((total[name, i], i) for i, _, _ in options), reverse=True) for name, options in found.items()}
 
 
-def sweep(bench, edits, strengths, topic, baseline, seed):
+def sweep(bench, edits, strengths, topic, baseline, seed, n_prompts):
     """One dose-response: a list of points, with the raw results beside it."""
-    results = bench.run(edits, seed, split=True)
+    results = bench.run(edits, seed, n_prompts, split=True)
     points = [
         {"strength": strength, "share": round(share(result, topic), 4), "ppl_ratio": round(perplexity_ratio(result, baseline), 4)}
         for strength, result in zip(strengths, results)
@@ -157,7 +157,7 @@ def main():
     for number, (name, feature) in enumerate(features.items()):
         strengths = [round_strength(m * p99[feature]) for m in MULTIPLES]
         edits = [clamp(encoder, feature, s) for s in strengths]
-        points, results = sweep(bench, edits, strengths, name, baseline, seed=1000 + number)
+        points, results = sweep(bench, edits, strengths, name, baseline, seed=1000 + number, n_prompts=options.prompts)
         best = choose(points)
         texts = results[strengths.index(best["strength"])]["without"]["texts"]
         swept[name] = {"index": feature, "p99": p99[feature], "strength": best["strength"], "points": points, "samples": [first_words(t) for t in texts[:4]]}
@@ -169,15 +169,15 @@ def main():
         gate(name, swept[name], result, baseline, facts[features[name]], precision[name, features[name]])
         for name, result in zip(swept, gated)
     ]
-    write([row if row["passed"] else second_try(row, swept[row["label"]], bench, encoder, baseline) for row in rows])
+    write([row if row["passed"] else second_try(row, swept[row["label"]], bench, encoder, baseline, options.prompts) for row in rows])
 
 
-def second_try(row, entry, bench, encoder, baseline):
+def second_try(row, entry, bench, encoder, baseline, n_prompts):
     """One more try with new samples at the next strength of the sweep: lower if the text broke, else higher."""
     strengths = [point["strength"] for point in entry["points"]]
     step = -1 if row["evidence"]["ppl_ratio"] > MAX_RATIO else 1
     strength = strengths[min(max(strengths.index(row["strength"]) + step, 0), len(strengths) - 1)]
-    result = bench.run([clamp(encoder, row["index"], strength)], seed=6000)[0]
+    result = bench.run([clamp(encoder, row["index"], strength)], seed=6000, n_prompts=n_prompts)[0]
     on_topic, ratio = round(worst_share(result, row["label"]), 4), round(perplexity_ratio(result, baseline), 4)
     return after_second_try(row, strength, on_topic, ratio, first_words(result["without"]["texts"][0]))
 
@@ -200,7 +200,7 @@ def gate(name, entry, result, baseline, facts, precision):
     evidence = facts | {
         "topic_precision": round(precision[0], 4), "topic_recall": round(precision[1], 4), "strength": entry["strength"],
         "share": round(on_topic, 4), "baseline_share": round(share(baseline, name), 4), "ppl_ratio": round(ratio, 4),
-        "prompts": len(result["with"]["topics"]), "sample": first_words(result["without"]["texts"][0]),
+        "prompts": len(result["with"]["topics"]), "sample": first_words(result["without"]["texts"][0]), "tries": 1,
     }
     print(name, "passed" if passed else "failed", round(on_topic, 3), round(ratio, 3), flush=True)
     return {"index": entry["index"], "label": name, "source": "causal-gate", "score": round(on_topic, 4), "passed": passed,

@@ -242,7 +242,10 @@ def main():
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     options.meeting = tempfile.mktemp(prefix="steer-demo-")
-    torch.multiprocessing.spawn(train, (options,), nprocs=options.workers)
+    if options.workers == 1:
+        train(0, options)
+    else:
+        torch.multiprocessing.spawn(train, (options,), nprocs=options.workers)
     summary = json.loads(TRAINING.read_text()) | held_out(load(), tok.load(FOLDER))
     TRAINING.write_text(json.dumps(summary, indent=1) + "\n")
     print(summary)

@@ -5,7 +5,9 @@
 //! boundary, and goes no further. Parsing destructures every message without
 //! `..`, so a new field breaks the build until somebody has honoured it.
 
+pub mod access;
 pub mod capture;
+pub mod cav_training;
 pub mod generate;
 pub mod hook_point;
 pub mod intervention;

@@ -2,7 +2,7 @@
 
     python generate.py                     # everything
     python generate.py gemma2 qwen3        # some families
-    python generate.py sae_formats cavs hostile
+    python generate.py sae_formats cavs cav_training hostile
 """
 
 import argparse
@@ -19,7 +19,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 def main():
     from families import FAMILIES
 
-    extras = ["sae_formats", "cavs", "hostile"]
+    extras = ["sae_formats", "cavs", "cav_training", "hostile"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", choices=[[], *FAMILIES, *extras], default=[])
     parser.add_argument("--out", type=Path, default=FIXTURES)
@@ -40,6 +40,10 @@ def main():
             import cav_formats
 
             cav_formats.build(arguments.out / name)
+        elif name == "cav_training":
+            import cav_training
+
+            cav_training.build(arguments.out / name)
         else:
             import hostile
 

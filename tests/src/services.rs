@@ -81,9 +81,7 @@ impl Services {
         })
         .expect("URLs");
         for service in [Service::Worker, Service::Registry] {
-            let health = tokio::time::timeout(PATIENCE, client.health(service));
-            let health = health.await.expect("ready in time").expect("reachable");
-            assert_eq!(health, Health::Serving, "{service}");
+            ready(&client, service).await;
         }
         Self {
             client,
@@ -126,6 +124,17 @@ impl Services {
     }
 }
 
+/// Waits until a service says that it is ready.
+async fn ready(client: &Client, service: Service) {
+    let serving = async {
+        while client.health(service).await.expect("reachable") != Health::Serving {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(PATIENCE, serving).await;
+    in_time.unwrap_or_else(|_| panic!("the {service} is not ready in time"));
+}
+
 /// Progress that nobody watches.
 fn silent() -> OnBytes {
     Arc::new(|_| {})
@@ -151,12 +160,22 @@ async fn import_sae(client: &Client, fixture: &Fixture) {
     assert!(done, "the import ends with the SAE");
 }
 
+/// Starts a worker with a fixture's model and more options.
+pub async fn start_worker_with(fixture: &Fixture, more: &[String]) -> Running {
+    let model = format!("--model={}", path_text(&fixture.model()));
+    let args = ["steer-worker", "--device=cpu", &model];
+    let args = args.into_iter().chain(more.iter().map(String::as_str));
+    let config = steering_worker::Config::parse_from(args);
+    let (listener, url) = listen().await;
+    running(url, |shutdown| async move {
+        let ended = steering_worker::run(config, listener, shutdown).await;
+        ended.map_err(|error| error.to_string())
+    })
+}
+
 /// Starts a worker with a fixture's model.
 pub async fn start_worker(fixture: &Fixture, options: WorkerOptions) -> Running {
     let mut args = vec![
-        "steer-worker".to_owned(),
-        "--device=cpu".to_owned(),
-        format!("--model={}", path_text(&fixture.model())),
         format!("--max-sequences={}", options.max_sequences),
         format!("--max-queued={}", options.max_queued),
     ];
@@ -165,12 +184,7 @@ pub async fn start_worker(fixture: &Fixture, options: WorkerOptions) -> Running 
             .context_length
             .map(|n| format!("--context-length={n}")),
     );
-    let config = steering_worker::Config::parse_from(args);
-    let (listener, url) = listen().await;
-    running(url, |shutdown| async move {
-        let ended = steering_worker::run(config, listener, shutdown).await;
-        ended.map_err(|error| error.to_string())
-    })
+    start_worker_with(fixture, &args).await
 }
 
 /// Starts a registry over a folder.

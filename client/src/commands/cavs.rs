@@ -19,12 +19,14 @@ use crate::{
 };
 
 mod export;
+mod train;
 
 /// Manage concept activation vectors (CAVs).
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   steer cavs import cavs.pt --hook blocks.21.hook_resid_post --model google/gemma-2-2b-it
+  steer cavs train posts.jsonl.gz --hook blocks.21.hook_resid_post
   steer cavs list
   steer cavs export rec.sport.baseball --out baseball.safetensors
   steer cavs rm rec.sport.baseball")]
@@ -75,6 +77,7 @@ Examples:
         #[arg(long, value_name = "ID")]
         model: Option<String>,
     },
+    Train(train::TrainArgs),
     Export(export::ExportArgs),
     /// Remove a CAV: one version, or all of a name.
     #[command(after_help = "\
@@ -131,6 +134,7 @@ pub(crate) async fn run(args: CavsArgs, globals: &Globals) -> anyhow::Result<()>
             Ok(print_card(&cav.card())?)
         }
         CavsCommand::Import { file, hook, model } => import(&client, file, hook, model, json).await,
+        CavsCommand::Train(args) => train::run(args, &client, json).await,
         CavsCommand::Export(args) => export::run(args, &client, json).await,
         CavsCommand::Rm { name } => {
             let removed_count = client.delete_cav(&name).await?;

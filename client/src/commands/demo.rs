@@ -52,6 +52,7 @@ pub(crate) async fn run(args: DemoArgs, globals: &Globals) -> anyhow::Result<()>
         worker_args: vec!["--model".into(), demo.model().into()],
         registry_listen: ANY_PORT.to_owned(),
         registry_args: vec!["--data".into(), scratch.path().into()],
+        credentials: globals.access.credentials()?,
     };
     let spinner = progress::spinner("starting steer-worker and steer-registry");
     // What a service writes is shown if it fails.

@@ -7,5 +7,5 @@ mod sampling;
 
 pub(crate) use observe::ObserveOptions;
 pub(crate) use place::PlaceOptions;
-pub(crate) use prompt::PromptOptions;
+pub(crate) use prompt::{PromptOptions, text_or_stdin};
 pub(crate) use sampling::SamplingOptions;

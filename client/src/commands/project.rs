@@ -40,10 +40,11 @@ struct Document {
     bottom: Vec<Token>,
 }
 
+/// A token and its logit.
 #[derive(Serialize)]
-struct Token {
+pub(super) struct Token {
     token_id: u32,
-    text: String,
+    pub(super) text: String,
     logit: f32,
 }
 

@@ -74,6 +74,10 @@ struct Limits {
     max_stop_conditions: u32,
     kv_cache_bytes: u64,
     kv_bytes_per_token: u64,
+    max_prompt_tokens: u32,
+    max_response_bytes: u64,
+    max_streams_per_connection: u32,
+    max_request_seconds: u32,
 }
 
 #[derive(Serialize)]
@@ -225,6 +229,10 @@ impl From<v1::Limits> for Limits {
             max_stop_conditions,
             kv_cache_bytes,
             kv_bytes_per_token,
+            max_prompt_tokens,
+            max_response_bytes,
+            max_streams_per_connection,
+            max_request_seconds,
         } = limits;
         Self {
             max_variants,
@@ -238,6 +246,10 @@ impl From<v1::Limits> for Limits {
             max_stop_conditions,
             kv_cache_bytes,
             kv_bytes_per_token,
+            max_prompt_tokens,
+            max_response_bytes,
+            max_streams_per_connection,
+            max_request_seconds,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, sync::Arc};
 
 use clap::Args;
 use console::style;
-use steering_client::Endpoints;
+use steering_client::{Credentials, Endpoints};
 use tempfile::TempDir;
 
 use crate::{
@@ -81,7 +81,8 @@ pub(crate) async fn run(args: UpArgs, globals: &Globals) -> anyhow::Result<()> {
         (Some(_), None) => Some(TempDir::with_prefix("steer-demo-")?),
         _ => None,
     };
-    let launch = launch(args, demo.as_ref(), scratch.as_ref());
+    let mut launch = launch(args, demo.as_ref(), scratch.as_ref());
+    launch.credentials = globals.access.credentials()?;
     let spinner = progress::spinner("starting steer-worker and steer-registry");
     let shown = spinner.clone();
     let show: Show = Arc::new(move |line| shown.suspend(|| output::note(output::printable(line))));
@@ -119,6 +120,7 @@ fn launch(args: UpArgs, demo: Option<&Demo>, scratch: Option<&TempDir>) -> Launc
         worker_args,
         registry_listen: args.registry_listen,
         registry_args,
+        credentials: Credentials::default(),
     }
 }
 

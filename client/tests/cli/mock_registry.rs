@@ -305,6 +305,27 @@ impl FeatureRegistryService for Registry {
         }))
     }
 
+    async fn find_similar_features(
+        &self,
+        _: Request<v1::FindSimilarFeaturesRequest>,
+    ) -> Result<Response<v1::FindSimilarFeaturesResponse>, Status> {
+        Err(Status::unimplemented("tested end to end"))
+    }
+
+    async fn encode_activations(
+        &self,
+        _: Request<v1::EncodeActivationsRequest>,
+    ) -> Result<Response<v1::EncodeActivationsResponse>, Status> {
+        Err(Status::unimplemented("tested end to end"))
+    }
+
+    async fn train_cavs(
+        &self,
+        _: Request<Streaming<v1::TrainCavsRequest>>,
+    ) -> Result<Response<v1::TrainCavsResponse>, Status> {
+        Err(Status::unimplemented("tested end to end"))
+    }
+
     async fn create_cav(
         &self,
         _: Request<v1::CreateCavRequest>,

@@ -163,6 +163,26 @@ impl Layout {
         ]
     }
 
+    /// Byte range of consecutive features' decoder rows.
+    pub fn decoder_range(&self, features: Range<u32>) -> Range<u64> {
+        self.rows_range(0, u64::from(self.d_in) * F32, features)
+    }
+
+    /// Byte ranges of consecutive features' encoder rows and scalars.
+    pub fn encoder_ranges(&self, features: Range<u32>) -> [Range<u64>; 2] {
+        let ends = self.tensor_ends();
+        let scalars_len = self.architecture.scalar_count() as u64 * F32;
+        [
+            self.rows_range(ends[0], u64::from(self.d_in) * F32, features.clone()),
+            self.rows_range(ends[1], scalars_len, features),
+        ]
+    }
+
+    fn rows_range(&self, tensor_start: u64, row_len: u64, features: Range<u32>) -> Range<u64> {
+        let at = |index: u32| self.data_start + tensor_start + u64::from(index) * row_len;
+        at(features.start)..at(features.end)
+    }
+
     /// Puts a feature together from the bytes of [`Layout::feature_ranges`].
     /// None if their lengths are wrong.
     pub fn decode_feature(

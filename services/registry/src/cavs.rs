@@ -203,6 +203,7 @@ pub fn record(
         origin: context.origin.clone(),
         created_at_ms: now_ms(),
         directions: checked,
+        training: None,
     })
 }
 
@@ -234,7 +235,8 @@ fn direction(hook: HookPoint, values: Vec<f32>) -> Result<CavDirectionRecord, In
     })
 }
 
-fn check_name(name: &str) -> Result<(), Invalid> {
+/// Checks a CAV's name.
+pub(crate) fn check_name(name: &str) -> Result<(), Invalid> {
     if name.trim().is_empty() {
         return Err(Invalid::field("name", "is required"));
     }

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use steering_service::{Operation, Security};
+
 /// Serves SAE features, their labels, and CAVs.
 #[derive(Debug, Clone, clap::Parser)]
-#[command(name = "steer-registry", version, about)]
+#[command(name = "steer-registry", version, about, after_help = EXAMPLES)]
 pub struct Config {
     /// Folder that holds everything; created if need be.
     #[arg(long, env = "STEER_REGISTRY_DATA", value_name = "DIR", default_value_os_t = default_data())]
@@ -20,19 +22,53 @@ pub struct Config {
     pub listen: String,
 
     /// Folder below which imports by path may read; repeatable. Without it
-    /// any path may be read when listening on a loopback address, and none otherwise.
-    #[arg(long = "import-root", value_name = "DIR")]
+    /// any path may be read when listening on a loopback address without keys or client
+    /// certificates, and none otherwise.
+    #[arg(
+        long = "import-root",
+        env = "STEER_REGISTRY_IMPORT_ROOT",
+        value_name = "DIR",
+        value_delimiter = ','
+    )]
     pub import_roots: Vec<PathBuf>,
 
-    /// What to log: a level, or filters such as "steering_registry=debug".
+    /// Hub repositories that may be imported, as "owner/name" or "owner/*"; repeatable.
+    /// Without it any repository when listening on a loopback address without keys or client
+    /// certificates, and none otherwise.
+    #[arg(
+        long = "hub-allow",
+        env = "STEER_REGISTRY_HUB_ALLOW",
+        value_name = "REPO",
+        value_delimiter = ','
+    )]
+    pub hub_allow: Vec<String>,
+
+    /// What to log: a level, or filters such as "steering_registry=debug" or
+    /// "info,steer::request=off".
     #[arg(
         long,
         env = "STEER_LOG",
         value_name = "FILTER",
-        default_value = "warn,steering_registry=info"
+        default_value = "warn,steering_registry=info,steering_service=info,steer=info"
     )]
     pub log: String,
+
+    #[command(flatten)]
+    #[allow(missing_docs)] // clap would take it for the program's description
+    pub security: Security,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub operation: Operation,
 }
+
+const EXAMPLES: &str = "Every flag can also be set in a TOML file (--config), as `import-root = [\"/saes\"]`.
+
+Examples:
+  steer-registry
+  steer-registry --data ./registry --import-root ./saes --hub-allow 'google/*'
+  steer-registry --listen 0.0.0.0:50052 --api-keys keys.jsonl --tls-cert tls.crt --tls-key tls.key \\
+      --health-listen 0.0.0.0:8082";
 
 /// `$XDG_DATA_HOME/steer/registry`, else `~/.local/share/steer/registry`.
 fn default_data() -> PathBuf {

@@ -1,11 +1,14 @@
 //! The gRPC face: wire messages in, domain calls, wire messages out.
 
 mod cavs;
+mod encode;
 mod features;
 mod imports;
 mod pages;
 mod receive;
 mod saes;
+mod similar;
+mod training;
 
 use std::{pin::Pin, sync::Arc};
 
@@ -110,12 +113,39 @@ impl FeatureRegistryService for RegistryService {
         ))
     }
 
+    async fn find_similar_features(
+        &self,
+        request: Request<v1::FindSimilarFeaturesRequest>,
+    ) -> Result<Response<v1::FindSimilarFeaturesResponse>, Status> {
+        Ok(Response::new(
+            similar::find(&self.registry, request.into_inner()).await?,
+        ))
+    }
+
+    async fn encode_activations(
+        &self,
+        request: Request<v1::EncodeActivationsRequest>,
+    ) -> Result<Response<v1::EncodeActivationsResponse>, Status> {
+        Ok(Response::new(
+            encode::encode(&self.registry, request.into_inner()).await?,
+        ))
+    }
+
     async fn import_feature_labels(
         &self,
         request: Request<Streaming<v1::ImportFeatureLabelsRequest>>,
     ) -> Result<Response<v1::ImportFeatureLabelsResponse>, Status> {
         Ok(Response::new(
             features::import_labels(&self.registry, request.into_inner()).await?,
+        ))
+    }
+
+    async fn train_cavs(
+        &self,
+        request: Request<Streaming<v1::TrainCavsRequest>>,
+    ) -> Result<Response<v1::TrainCavsResponse>, Status> {
+        Ok(Response::new(
+            training::train(&self.registry, request.into_inner()).await?,
         ))
     }
 

@@ -3,12 +3,15 @@
 //!
 //! - [`mod@format`] reads files of others, trusting nothing;
 //! - [`import`], [`labels`] and [`cavs`] decide what their numbers mean;
+//! - [`concept`] trains CAVs and says what they are worth;
 //! - [`canonical`] is the one form in which SAEs are kept;
+//! - [`scan`] reads all features of an SAE: encodes activations, finds neighbours;
 //! - [`vectors`] (an object store) and [`store`] (a database) keep things;
 //! - [`registry`] puts these together; [`grpc`] speaks for it.
 
 pub mod canonical;
 pub mod cavs;
+pub mod concept;
 pub mod config;
 pub mod error;
 pub mod format;
@@ -17,6 +20,7 @@ pub mod import;
 pub mod labels;
 pub mod progress;
 pub mod registry;
+pub mod scan;
 mod serve;
 pub mod store;
 pub mod vectors;

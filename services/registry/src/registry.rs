@@ -4,6 +4,8 @@ mod cavs;
 mod features;
 mod labels;
 mod saes;
+mod scans;
+mod training;
 
 use std::{
     path::{Path, PathBuf},
@@ -14,13 +16,15 @@ use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 
 use crate::{
     error::{Error, Result},
-    import::access::Access,
+    import::access::{Access, HubAccess},
     store::{SaeRecord, Store},
     vectors::Vectors,
 };
 
 pub use features::{FEATURES_MAX, FeatureName, FeatureRef, check_index};
 pub use saes::ImportSource;
+pub use scans::{FoundFeature, SimilarQuery};
+pub use training::LabelledActivations;
 
 /// SAE imports that run at once: each holds up to 150 MB.
 const IMPORTS_RUNNING_MAX: usize = 1;
@@ -40,8 +44,11 @@ pub struct Registry {
     vectors: Vectors,
     staging: PathBuf,
     access: Option<Access>,
+    hub: HubAccess,
     imports: Semaphore,
     importing: Semaphore,
+    trainings: Semaphore,
+    scans: Semaphore,
     /// Held while an object gains its first row or loses its last, so that
     /// neither happens between the two steps of the other.
     objects: Mutex<()>,
@@ -66,10 +73,18 @@ impl Registry {
             vectors,
             staging: staging.to_owned(),
             access,
+            hub: HubAccess::default(),
             imports: Semaphore::new(IMPORTS_MAX),
             importing: Semaphore::new(IMPORTS_RUNNING_MAX),
+            scans: Semaphore::new(scans::SCANS_MAX),
+            trainings: Semaphore::new(training::TRAININGS_MAX),
             objects: Mutex::new(()),
         })
+    }
+
+    /// With a list of hub repositories that may be imported.
+    pub fn with_hub(self, hub: HubAccess) -> Self {
+        Self { hub, ..self }
     }
 
     /// Removes objects that no SAE has: left by a process that ended between

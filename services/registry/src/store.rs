@@ -3,8 +3,10 @@
 
 mod label;
 pub mod sqlite;
+mod training;
 
 pub use label::{Evidence, EvidenceValue, FeatureNotes, LabelFacts, LabelRecord, NewLabel};
+pub use training::CavTraining;
 
 use std::collections::HashMap;
 
@@ -130,6 +132,8 @@ pub struct CavRecord {
     pub created_at_ms: i64,
     /// At least one.
     pub directions: Vec<CavDirectionRecord>,
+    /// How it was trained, if it was trained here.
+    pub training: Option<CavTraining>,
 }
 
 /// A CAV by name, or a version of it by (a prefix of) its digest.
@@ -247,6 +251,7 @@ impl CavRecord {
             model_id: self.model_id,
             origin: self.origin,
             created_at: Some(timestamp(self.created_at_ms)),
+            training: self.training.map(CavTraining::into_wire),
             name,
         }
     }

@@ -133,6 +133,19 @@ impl Vectors {
         }
     }
 
+    /// A visible object's file on this machine, to be read as a whole.
+    pub fn open(&self, digest: &str) -> Result<std::fs::File> {
+        let Some(folder) = &self.folder else {
+            let text = "whole SAEs can only be read from a folder of this machine";
+            return Err(Error::NotAllowed(text.to_owned()));
+        };
+        let path = folder.join(object_path(digest).as_ref());
+        std::fs::File::open(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Error::DataLoss(format!("object {digest} is missing")),
+            _ => error.into(),
+        })
+    }
+
     /// Features of one object, in the order asked for. Indices must be below `layout.d_sae`.
     pub async fn read(
         &self,

@@ -3,8 +3,12 @@
 use std::net::SocketAddr;
 
 use clap::Parser;
+use steering_service::{Operation, Security};
 
-use crate::model::{Precision, Quantization};
+use crate::{
+    limits::RequestLimits,
+    model::{Precision, Quantization},
+};
 
 /// Serves one language model with per-request steering over gRPC.
 #[derive(Debug, Clone, Parser)]
@@ -68,14 +72,31 @@ pub struct Config {
     #[arg(long, env = "STEER_WORKER_PREFIX_CACHE_MIB", default_value_t = 256)]
     pub prefix_cache_mib: u32,
 
-    /// Log filter, e.g. info or steering_worker=debug.
+    /// Log filter, e.g. info, steering_worker=debug, or info,steer::request=off.
     #[arg(long, env = "STEER_LOG", default_value = "info")]
     pub log: String,
+
+    #[command(flatten)]
+    #[allow(missing_docs)] // clap would take it for the program's description
+    pub limits: RequestLimits,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub security: Security,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub operation: Operation,
 }
 
-const EXAMPLES: &str = "Examples:
+const EXAMPLES: &str =
+    "Every flag can also be set in a TOML file (--config), as `quantize = \"q4k\"`.
+
+Examples:
   steer-worker --model google/gemma-2-2b-it
   steer-worker --model ./gemma-2-2b-it --quantize q4k --listen 127.0.0.1:50051
+  steer-worker --model ./gemma-2-2b-it --listen 0.0.0.0:50051 --api-keys keys.jsonl \\
+      --tls-cert tls.crt --tls-key tls.key --health-listen 0.0.0.0:8081
   steer-worker --model ./gemma-3-270m-Q4_K_M.gguf";
 
 fn share(text: &str) -> Result<f64, String> {

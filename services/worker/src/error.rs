@@ -31,12 +31,15 @@ pub enum WorkerError {
     /// The command line asks for something impossible.
     #[error("{0}")]
     Config(String),
+    /// The server does not start, or failed.
+    #[error(transparent)]
+    Front(#[from] steering_service::FrontError),
+    /// Metrics of the same name.
+    #[error("metrics: {0}")]
+    Metrics(#[from] steering_service::prometheus::Error),
     /// From the operating system.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// From the gRPC server.
-    #[error("gRPC server: {0}")]
-    Transport(#[from] tonic::transport::Error),
     /// From the tensor library.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

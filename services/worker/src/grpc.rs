@@ -5,11 +5,7 @@ mod generate;
 mod project;
 mod score;
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{pin::Pin, sync::Arc, time::Instant};
 
 use steering_proto::{
     Invalid,
@@ -18,20 +14,28 @@ use steering_proto::{
     score::Score,
     v1::{self, model_worker_service_server::ModelWorkerService},
 };
+use steering_service::deadline::timeout;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use crate::{engine::Failure, error::RequestError, text::TextCodec, worker::Worker};
+use crate::{
+    engine::Failure,
+    error::RequestError,
+    observe::{Observation, Observed},
+    text::TextCodec,
+    worker::Worker,
+};
 
 /// The service over a loaded worker.
 #[derive(Debug, Clone)]
 pub(crate) struct WorkerService {
     worker: Arc<Worker>,
+    observed: Arc<Observed>,
 }
 
 impl WorkerService {
-    pub(crate) fn new(worker: Arc<Worker>) -> Self {
-        Self { worker }
+    pub(crate) fn new(worker: Arc<Worker>, observed: Arc<Observed>) -> Self {
+        Self { worker, observed }
     }
 
     /// Runs work that may take milliseconds (tokenizing a long prompt) off the
@@ -72,6 +76,7 @@ impl ModelWorkerService for WorkerService {
         &self,
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
+        let began = Instant::now();
         let deadline = deadline(request.metadata());
         let wire = request.into_inner();
         let accepted = self
@@ -80,7 +85,10 @@ impl ModelWorkerService for WorkerService {
                 worker.accept(Generate::try_from(wire)?, deadline)
             })
             .await?;
-        Ok(Response::new(generate::respond(accepted, &self.worker)))
+        let (prompt, variants) = (accepted.prompt.len(), accepted.variants.len());
+        let observation = Observation::new(self.observed.clone(), began, prompt, variants);
+        let responses = generate::respond(accepted, &self.worker, observation);
+        Ok(Response::new(responses))
     }
 
     async fn tokenize(
@@ -162,48 +170,16 @@ fn check_payload_count(
     Err(Invalid::field("features", text))
 }
 
-/// When a request must be done, from gRPC's own header. A client that waits
-/// cancels as well; this ends the work also where the cancellation is lost.
+/// When a request must be done, from gRPC's own header, which the service's limit has
+/// shortened. A client that waits cancels as well; this ends the work also where the
+/// cancellation is lost.
 fn deadline(metadata: &MetadataMap) -> Option<Instant> {
-    let timeout = metadata.get("grpc-timeout")?.to_str().ok()?;
-    Instant::now().checked_add(parse_timeout(timeout)?)
-}
-
-/// At most eight digits and a unit.
-fn parse_timeout(header: &str) -> Option<Duration> {
-    let (digits, unit) = header.split_at_checked(header.len().checked_sub(1)?)?;
-    if digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let n: u64 = digits.parse().ok()?;
-    match unit {
-        "H" => Some(Duration::from_secs(n * 3600)),
-        "M" => Some(Duration::from_secs(n * 60)),
-        "S" => Some(Duration::from_secs(n)),
-        "m" => Some(Duration::from_millis(n)),
-        "u" => Some(Duration::from_micros(n)),
-        "n" => Some(Duration::from_nanos(n)),
-        _ => None,
-    }
+    Instant::now().checked_add(timeout(metadata.as_ref())?)
 }
 
 fn failed(failure: &Failure) -> Status {
     match failure {
         Failure::Deadline => RequestError::Deadline.into(),
         Failure::Internal(problem) => RequestError::Internal(problem.clone()).into(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timeouts_have_eight_digits_and_a_unit() {
-        assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(parse_timeout("3S"), Some(Duration::from_secs(3)));
-        for wrong in ["", "S", "-1S", "123456789S", "1s", "1 S", "5é"] {
-            assert_eq!(parse_timeout(wrong), None, "{wrong}");
-        }
     }
 }

@@ -7,121 +7,83 @@ mod config;
 pub mod engine;
 mod error;
 mod grpc;
+mod limits;
 pub mod model;
+mod observe;
 pub mod source;
 mod startup;
 pub mod steering;
 pub mod text;
 mod worker;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{sync::Arc, thread::JoinHandle};
 
-use steering_proto::v1::{
-    FILE_DESCRIPTOR_SET, model_worker_service_server::ModelWorkerServiceServer,
-};
+use steering_proto::v1::model_worker_service_server::ModelWorkerServiceServer;
+use steering_service::{Connection, Front, FrontConfig, Metrics};
 use tokio::net::TcpListener;
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::{server::NamedService, service::Routes};
 
 pub use config::Config;
 pub use error::WorkerError;
 
-/// Bytes of one response message.
-const MAX_RESPONSE_BYTES: usize = 32 << 20;
-/// What a connection may send ahead: texts to capture are small frames, and
-/// HTTP/2's budget for those that wait unread is a part of this window.
-const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
-/// Time that streams get to end once shutdown has begun.
-const DRAIN: Duration = Duration::from_secs(30);
+type Service = ModelWorkerServiceServer<grpc::WorkerService>;
 
-/// Serves a model until `shutdown` resolves; then answers NOT_SERVING, refuses
-/// new connections, lets streams end (30 seconds at most) and returns.
+/// What a connection may send ahead is large: texts to capture are small frames, and
+/// HTTP/2's budget for those that wait unread is a part of this window.
+const CONNECTION: Connection = Connection {
+    window_bytes: Some(64 << 20),
+    reset_streams_max: 128,
+    requests_max: None,
+};
+
+/// Serves a model until `shutdown` resolves; then answers NOT_SERVING, refuses new
+/// requests, lets streams end (for the drain timeout at most) and returns.
 ///
-/// Connections made while the model loads wait until it is there.
+/// While the model loads, health says NOT_SERVING and requests are UNAVAILABLE.
 pub async fn run(
     config: Config,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), WorkerError> {
+    let address = listener.local_addr()?;
+    let metrics = Metrics::new(env!("CARGO_PKG_VERSION"))?;
+    let front = Front::start(FrontConfig {
+        name: Service::NAME,
+        listener,
+        security: &config.security,
+        operation: &config.operation,
+        metrics: metrics.clone(),
+        connection: CONNECTION,
+    })
+    .await?;
+    tracing::info!("steer-worker listening on {address}");
+    let mut shutdown = std::pin::pin!(shutdown);
+    let limits = config.limits.clone();
     let progress = source::terminal_progress();
     let loading = tokio::task::spawn_blocking(move || startup::load(&config, progress.as_ref()));
-    let (worker, engine) = loading.await.map_err(std::io::Error::other)??;
-
-    let (health, health_service) = tonic_health::server::health_reporter();
-    let service = ModelWorkerServiceServer::new(grpc::WorkerService::new(Arc::new(worker)))
-        .max_decoding_message_size(startup::MAX_REQUEST_BYTES)
-        .max_encoding_message_size(MAX_RESPONSE_BYTES);
-    health
-        .set_serving::<ModelWorkerServiceServer<grpc::WorkerService>>()
-        .await;
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // The descriptors know the registry's service too, which is not served here.
-            .with_service_name("steering.v1.ModelWorkerService")
-            .with_service_name("grpc.health.v1.Health")
-            .with_service_name("grpc.reflection.v1.ServerReflection")
-            .with_service_name("grpc.reflection.v1alpha.ServerReflection")
+    let (worker, engine) = tokio::select! {
+        loaded = loading => loaded.map_err(std::io::Error::other)??,
+        () = &mut shutdown => return Ok(front.drain().await?),
     };
-    let reflection_v1 = reflection().build_v1().map_err(std::io::Error::other)?;
-    let reflection_v1alpha = reflection()
-        .build_v1alpha()
-        .map_err(std::io::Error::other)?;
-
-    let address = listener.local_addr()?;
-    tracing::info!("steer-worker listening on {address}");
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    let mut draining = stopped.clone();
-    let server = Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-        .max_concurrent_streams(1024)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_max_pending_accept_reset_streams(Some(128))
-        .add_service(health_service)
-        .add_service(reflection_v1)
-        .add_service(reflection_v1alpha)
-        .add_service(service)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            async move {
-                // An error means that the sender is gone: stop as well.
-                let _ = draining.wait_for(|stop| *stop).await;
-            },
-        );
-    let engine_ended = tokio::task::spawn_blocking(move || engine.join().is_ok());
-    let trigger = async move {
-        let clean = tokio::select! {
-            () = shutdown => true,
-            _ = engine_ended => false,
-        };
-        health
-            .set_not_serving::<ModelWorkerServiceServer<grpc::WorkerService>>()
-            .await;
-        health
-            .set_service_status("", tonic_health::ServingStatus::NotServing)
-            .await;
-        stop.send_replace(true);
-        clean
+    let observed = Arc::new(observe::Observed::new(&worker, &metrics)?);
+    let service = Service::new(grpc::WorkerService::new(Arc::new(worker), observed))
+        .max_decoding_message_size(limits.request_bytes())
+        .max_encoding_message_size(limits.response_bytes());
+    front.open(Routes::new(service)).await;
+    let clean = tokio::select! {
+        () = shutdown => true,
+        () = ended(engine) => false,
     };
-    let drained = async {
-        let mut stopped = stopped.clone();
-        let _ = stopped.wait_for(|stop| *stop).await;
-        tokio::time::sleep(DRAIN).await;
-    };
-    let (clean, served) = tokio::join!(trigger, async {
-        tokio::select! {
-            served = server => served.map_err(WorkerError::from),
-            () = drained => {
-                tracing::warn!("streams still open after {} s are cut", DRAIN.as_secs());
-                Ok(())
-            }
-        }
-    });
-    served?;
+    front.drain().await?;
     if clean {
         Ok(())
     } else {
         Err(WorkerError::EngineStopped)
     }
+}
+
+/// Resolves when the engine's thread has ended.
+async fn ended(engine: JoinHandle<()>) {
+    // Whether it panicked or returned: it should have done neither.
+    let _ = tokio::task::spawn_blocking(move || engine.join()).await;
 }

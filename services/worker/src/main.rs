@@ -1,23 +1,13 @@
 //! `steer-worker`: serves one language model with per-request steering.
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::process::ExitCode;
 
-use clap::Parser;
+use steering_service::{logging, settings, stop_signal};
 use steering_worker::{Config, WorkerError};
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
-use tracing_subscriber::EnvFilter;
+use tokio::net::TcpListener;
 
 fn main() -> ExitCode {
-    let config = Config::parse();
-    let filter = EnvFilter::try_new(&config.log).unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    let config: Config = settings::load();
     match serve(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -29,13 +19,10 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn serve(config: Config) -> Result<(), WorkerError> {
-    let listener = TcpListener::bind(config.listen).await?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let shutdown = async move {
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = terminate.recv() => {}
-        }
-    };
-    steering_worker::run(config, listener, shutdown).await
+    logging::init(&config.log, config.operation.log_format).map_err(WorkerError::Config)?;
+    let listen = config.listen;
+    let listener = TcpListener::bind(listen)
+        .await
+        .map_err(|e| WorkerError::Config(format!("--listen: cannot listen on {listen}: {e}")))?;
+    steering_worker::run(config, listener, stop_signal()?).await
 }

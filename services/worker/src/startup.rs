@@ -9,6 +9,7 @@ use crate::{
     config::Config,
     engine::{self, EngineConfig, GenerationDefaults},
     error::WorkerError,
+    limits::Bounds,
     model::{LoadOptions, Model, Precision, read_gguf_header},
     source::{self, ModelFiles, Progress},
     text::TextCodec,
@@ -17,8 +18,6 @@ use crate::{
 
 /// Longest context served unless asked for: what bounds the cache's memory.
 const DEFAULT_CONTEXT_LENGTH: usize = 8192;
-/// Bytes of one request: 256 payloads of 16,384 components fit.
-pub(crate) const MAX_REQUEST_BYTES: usize = 32 << 20;
 
 /// Loads the model and starts the engine.
 pub(crate) fn load(
@@ -141,19 +140,14 @@ fn context_length(config: &Config, model: &Model) -> Result<usize, WorkerError> 
 }
 
 fn limits(config: &Config, context_length: usize, model: &Model) -> v1::Limits {
-    v1::Limits {
-        max_variants: config.max_sequences,
-        max_interventions: 64,
-        max_payloads: 256,
-        max_new_tokens: context_length as u32,
-        max_request_bytes: MAX_REQUEST_BYTES as u64,
+    config.limits.in_effect(&Bounds {
+        operation: &config.operation,
+        context_length: context_length as u32,
         max_sequences: config.max_sequences,
-        max_queued_requests: config.max_queued,
-        max_probes: 64,
-        max_stop_conditions: 16,
+        max_queued: config.max_queued,
         kv_cache_bytes: u64::from(config.kv_cache_mib) << 20,
         kv_bytes_per_token: model.kv_bytes(context_length).div_ceil(context_length) as u64,
-    }
+    })
 }
 
 fn select_device(name: &str) -> Result<(Device, String), WorkerError> {

@@ -5,12 +5,15 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use steering_client::{Client, Endpoints, connection::service_url};
 
+#[path = "../../access.rs"]
+mod access;
 mod loops;
 mod measure;
 mod report;
 mod stats;
 mod workload;
 
+use access::AccessArgs;
 use loops::{Closed, Join, Open, Sweep};
 use report::{Rounds, Runs};
 use stats::{Summary, median};
@@ -35,6 +38,8 @@ struct Cli {
     #[arg(long, global = true, value_name = "URL", env = "STEER_WORKER")]
     #[arg(default_value = Endpoints::DEFAULT_WORKER, value_parser = service_url)]
     worker: String,
+    #[command(flatten)]
+    access: AccessArgs,
     /// Print one JSON document.
     #[arg(long, global = true)]
     json: bool,
@@ -109,10 +114,11 @@ async fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<String> {
-    let client = Client::connect(&Endpoints {
+    let endpoints = Endpoints {
         worker: cli.worker.clone(),
         ..Endpoints::default()
-    })?;
+    };
+    let client = Client::connect_with(&endpoints, &cli.access.credentials()?)?;
     match &cli.mode {
         Mode::Closed(options) => {
             let load = options.load;

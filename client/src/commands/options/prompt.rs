@@ -25,19 +25,7 @@ pub(crate) struct PromptOptions {
 impl PromptOptions {
     /// The prompt; `-` is read from standard input, its final line break left out.
     pub(crate) fn prompt(&self, text: &str) -> anyhow::Result<v1::Prompt> {
-        let text = if text == "-" {
-            let mut text = std::io::read_to_string(std::io::stdin().lock().by_ref())?;
-            text.truncate(text.strip_suffix('\n').unwrap_or(&text).len());
-            text
-        } else {
-            text.to_owned()
-        };
-        if text.is_empty() {
-            return Err(hinted(
-                "the prompt is empty",
-                "give the model a text to go on from",
-            ));
-        }
+        let text = text_or_stdin(text)?;
         if self.raw {
             return Ok(prompt::text(text));
         }
@@ -46,4 +34,21 @@ impl PromptOptions {
         let messages = system.into_iter().chain([prompt::message("user", text)]);
         Ok(prompt::chat(messages.collect(), self.add_generation_prompt))
     }
+}
+/// A text as it is, or for `-` standard input, its final line break left out.
+pub(crate) fn text_or_stdin(text: &str) -> anyhow::Result<String> {
+    let text = if text == "-" {
+        let mut text = std::io::read_to_string(std::io::stdin().lock().by_ref())?;
+        text.truncate(text.strip_suffix('\n').unwrap_or(&text).len());
+        text
+    } else {
+        text.to_owned()
+    };
+    if text.is_empty() {
+        return Err(hinted(
+            "the prompt is empty",
+            "give the model a text to go on from",
+        ));
+    }
+    Ok(text)
 }

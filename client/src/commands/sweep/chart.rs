@@ -2,8 +2,7 @@
 
 use std::fmt::Write;
 
-use super::plot::escape;
-use crate::series::number;
+use crate::{output::escape_html as escape, series::number};
 
 const WIDTH: f64 = 920.0;
 const LEFT: f64 = 64.0;

@@ -7,7 +7,7 @@ use super::{
     measure::Point,
     report::{Sweep, cell, strength},
 };
-use crate::output;
+use crate::output::escape_html as escape;
 
 /// Colours of probes; perplexity and repetition have their own.
 const PROBE_COLORS: [&str; 4] = ["#2f6fde", "#0d9488", "#9333ea", "#be5a00"];
@@ -141,22 +141,6 @@ fn table(sweep: &Sweep<'_>) -> String {
     }
     table.push_str("</tbody>\n</table>\n");
     table
-}
-
-/// Text for HTML: nothing in it is markup or a control character.
-pub(super) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in output::printable(text).chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            c => escaped.push(c),
-        }
-    }
-    escaped
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Which of the machine's files an import may read.
+//! Which of the machine's files, and of the hub's repositories, an import may read.
 
 use std::path::{Path, PathBuf};
 
@@ -73,9 +73,75 @@ impl Access {
     }
 }
 
+/// Repositories of the model hub that may be imported.
+#[derive(Debug, Clone, Default)]
+pub enum HubAccess {
+    /// Every one: for a registry that listens to its own machine only.
+    #[default]
+    Anything,
+    /// `owner/name`, or `owner/*` for all of an owner.
+    Listed(Vec<String>),
+}
+
+impl HubAccess {
+    /// These; none given are all of them for callers on this machine, and none for others.
+    pub fn new(listed: &[String], local: bool) -> Result<Self, String> {
+        if listed.is_empty() && local {
+            return Ok(Self::Anything);
+        }
+        for entry in listed {
+            let parts = entry.split_once('/');
+            let whole = parts.is_some_and(|(owner, name)| {
+                let plain = |part: &str| !part.is_empty() && !part.contains(['/', '*']);
+                plain(owner) && (name == "*" || plain(name))
+            });
+            if !whole {
+                return Err(format!(
+                    "is {entry:?}; must be \"owner/name\" or \"owner/*\""
+                ));
+            }
+        }
+        Ok(Self::Listed(listed.to_owned()))
+    }
+
+    /// Whether a repository (`owner/name`) may be imported. The hub takes no notice of case.
+    pub fn allows(&self, repo_id: &str) -> bool {
+        let Self::Listed(listed) = self else {
+            return true;
+        };
+        let owner = |id: &str| id.split('/').next().unwrap_or_default().to_lowercase();
+        listed.iter().any(|entry| {
+            entry.eq_ignore_ascii_case(repo_id)
+                || (entry.ends_with("/*") && owner(entry) == owner(repo_id))
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_hub_is_open_to_this_machine_and_listed_for_others() {
+        let none = HubAccess::new(&[], true).expect("list");
+        assert!(none.allows("a/b"));
+        let none = HubAccess::new(&[], false).expect("list");
+        assert!(!none.allows("a/b"));
+        let listed = ["google/*".to_owned(), "a/b".to_owned()];
+        let some = HubAccess::new(&listed, true).expect("list");
+        for allowed in ["google/gemma-scope", "Google/x", "a/b", "A/B"] {
+            assert!(some.allows(allowed), "{allowed}");
+        }
+        for refused in ["googler/x", "a/bc", "a", "b/a", "x/google"] {
+            assert!(!some.allows(refused), "{refused}");
+        }
+        for wrong in ["google", "*", "*/*", "a/b/c", "a/", "/b", "a/b*"] {
+            assert!(
+                HubAccess::new(&[wrong.to_owned()], true).is_err(),
+                "{wrong}"
+            );
+        }
+    }
 
     #[test]
     fn links_and_dots_cannot_leave_the_roots() {

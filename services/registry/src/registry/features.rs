@@ -134,6 +134,20 @@ impl Registry {
         Ok(groups)
     }
 
+    /// The SAE and the index of one feature.
+    pub(super) async fn locate_feature(&self, reference: FeatureRef) -> Result<(SaeRecord, u32)> {
+        let FeatureRef { sae_id, feature } = reference;
+        let sae = self.sae(&sae_id).await?;
+        let index = match feature {
+            FeatureName::Index(index) => {
+                check_index(&sae, index)?;
+                index
+            }
+            FeatureName::Label(label) => self.index_of(&sae, &label).await?,
+        };
+        Ok((sae, index))
+    }
+
     async fn index_of(&self, sae: &SaeRecord, label: &str) -> Result<u32> {
         let found = self
             .store

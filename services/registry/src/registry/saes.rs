@@ -151,7 +151,7 @@ impl Registry {
             ImportSource::Path(path) => {
                 let access = self.access.clone().ok_or_else(|| {
                     Error::NotAllowed(
-                        "this registry listens beyond its own machine and was started without \
+                        "this registry serves more than its own machine and was started without \
                          --import-root, so it reads no paths; upload the files instead"
                             .to_owned(),
                     )
@@ -172,6 +172,13 @@ impl Registry {
                     access,
                     upload: None,
                 }
+            }
+            ImportSource::Hub(hub) if !self.hub.allows(&hub.repo_id) => {
+                return Err(Error::NotAllowed(format!(
+                    "hub.repo_id: {:?} is none of the repositories that this registry imports; \
+                     start it with --hub-allow, or send the files with UploadSae",
+                    hub.repo_id
+                )));
             }
             ImportSource::Hub(hub) => Located {
                 path: hub::download(&hub, progress).await?,

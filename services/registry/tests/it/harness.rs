@@ -40,7 +40,10 @@ impl Server {
             data: data.path().to_owned(),
             listen: String::new(),
             import_roots,
+            hub_allow: Vec::new(),
             log: String::new(),
+            security: Default::default(),
+            operation: Default::default(),
         };
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(steering_registry::run(config, listener, async {

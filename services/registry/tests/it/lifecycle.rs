@@ -135,7 +135,10 @@ async fn one_process_at_a_time_uses_a_folder() {
         data: server.data.path().to_owned(),
         listen: String::new(),
         import_roots: Vec::new(),
+        hub_allow: Vec::new(),
         log: String::new(),
+        security: Default::default(),
+        operation: Default::default(),
     };
     let second = steering_registry::run(config, listener, std::future::pending()).await;
     assert!(

@@ -9,5 +9,7 @@ mod harness;
 mod imports;
 mod lifecycle;
 mod mutations;
+mod scans;
 mod search;
 mod sources;
+mod training;

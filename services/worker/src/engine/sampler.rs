@@ -7,6 +7,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{SamplingPlan, Strategy};
+use crate::model::{argmax, at_least_kth, log_sum_exp};
 
 /// A chosen token.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,17 +86,6 @@ fn penalize(logits: &[f32], seen: &[u32], penalty: f32) -> Vec<f32> {
     out
 }
 
-/// The first of the largest logits, as `torch.argmax`.
-fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = i;
-        }
-    }
-    best as u32
-}
-
 fn by_logit(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
@@ -105,25 +95,16 @@ fn most_likely(logits: &[f32], n: usize) -> Vec<u32> {
     if n == 0 {
         return Vec::new();
     }
-    let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
-    if n < all.len() {
-        all.select_nth_unstable_by(n - 1, by_logit);
-        all.truncate(n);
-    }
-    all.sort_unstable_by(by_logit);
-    all.into_iter().map(|(id, _)| id).collect()
+    let mut best = at_least_kth(logits, n);
+    best.sort_unstable_by(by_logit);
+    best.truncate(n);
+    best.into_iter().map(|(id, _)| id).collect()
 }
 
 /// Tokens and their unnormalised probabilities at a temperature, best first.
 /// As transformers, top-k keeps all tokens that tie with the k-th.
 fn warm(logits: &[f32], temperature: f32, top_k: u32) -> Vec<(u32, f64)> {
-    let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
-    let k = top_k as usize;
-    if k > 0 && k < all.len() {
-        let (_, kth, _) = all.select_nth_unstable_by(k - 1, by_logit);
-        let least = kth.1;
-        all.retain(|(_, logit)| *logit >= least);
-    }
+    let mut all = at_least_kth(logits, top_k as usize);
     all.sort_unstable_by(by_logit);
     let max = all.first().map_or(0.0, |(_, logit)| *logit);
     all.into_iter()
@@ -177,13 +158,6 @@ pub(super) fn kl_divergence(p: &[f32], q: &[f32]) -> f32 {
     });
     // Rounding can take the divergence of equal distributions below 0.
     terms.sum::<f64>().max(0.0) as f32
-}
-
-/// ln Σ exp.
-pub(super) fn log_sum_exp(logits: &[f32]) -> f32 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|l| f64::from((l - max).exp())).sum();
-    (f64::from(max) + sum.ln()) as f32
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 
 use super::{
     Event, Scored,
-    sampler::log_sum_exp,
     sequence::{Sequence, Work},
 };
+use crate::model::log_sum_exp;
 
 /// Tokens scored in one step, at most: each needs a row of logits.
 pub(super) const MAX_LOGIT_ROWS: usize = 64;

@@ -8,6 +8,7 @@ use tokio_stream::StreamExt;
 use super::{Responses, failed};
 use crate::{
     engine::{Event, Finish, FinishReason, Outcome, TokenEvent},
+    observe::Observation,
     steering::{Program, Reading, Tally},
     text::TextCodec,
     worker::{Accepted, Worker},
@@ -23,7 +24,11 @@ struct Context {
 }
 
 /// The stream of a request that the engine has taken: `Started`, then events.
-pub(super) fn respond(accepted: Accepted, worker: &Worker) -> Responses<v1::GenerateResponse> {
+pub(super) fn respond(
+    accepted: Accepted,
+    worker: &Worker,
+    mut observation: Observation,
+) -> Responses<v1::GenerateResponse> {
     let edited = accepted.edited();
     let Accepted {
         prompt,
@@ -52,8 +57,14 @@ pub(super) fn respond(accepted: Accepted, worker: &Worker) -> Responses<v1::Gene
         prompt_len: prompt.len(),
     };
     let started = v1::generate_response::Event::Started(started);
-    let events = events(outcome)
-        .filter_map(move |event| event.map(|event| context.to_wire(event)).transpose());
+    let events = events(outcome).filter_map(move |event| {
+        event
+            .map(|event| {
+                observation.see(&event);
+                context.to_wire(event)
+            })
+            .transpose()
+    });
     let all = tokio_stream::once(Ok(started)).chain(events);
     Box::pin(all.map(|event| event.map(|event| v1::GenerateResponse { event: Some(event) })))
 }

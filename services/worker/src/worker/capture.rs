@@ -10,7 +10,6 @@ use steering_proto::{
 
 use super::{Worker, prompt::MAX_BYTES_PER_TOKEN};
 use crate::{
-    MAX_RESPONSE_BYTES,
     engine::{Job, Outcome, SubmitError, Task, link},
     error::RequestError,
     steering::Program,
@@ -24,9 +23,9 @@ pub(crate) struct Capturing {
 }
 
 /// Tokens of one text whose activations, `width` wide, fit one message.
-fn max_captured_tokens(width: usize) -> usize {
+fn max_captured_tokens(width: usize, response_bytes: u64) -> usize {
     // An eighth is left to ids and framing.
-    MAX_RESPONSE_BYTES / 8 * 7 / (4 * width)
+    response_bytes as usize / 8 * 7 / (4 * width)
 }
 
 impl Worker {
@@ -45,7 +44,7 @@ impl Worker {
             let text = format!("is {skip_tokens}; no token is left of the {read} that are read");
             return Err(Invalid::field("config.mean.skip_tokens", text));
         }
-        let most = max_captured_tokens(width);
+        let most = max_captured_tokens(width, self.limits.max_response_bytes);
         if config.pooling == Pooling::PerToken && read > most {
             let text = format!(
                 "is {read}; {most} activations {width} wide fit one message: lower it, or \

@@ -21,11 +21,14 @@ impl Worker {
     pub(crate) fn prompt_ids(&self, prompt: &Prompt) -> Result<PromptIds, RequestError> {
         let tokenized = self.tokenize(prompt)?;
         let n = tokenized.ids.len();
-        if n >= self.context_length {
-            let text = format!(
-                "has {n} tokens; at most {} leave room for one generated token",
-                self.context_length - 1
-            );
+        let most = self.limits.max_prompt_tokens as usize;
+        if n > most {
+            let why = if most + 1 == self.context_length {
+                " leave room for one generated token"
+            } else {
+                ""
+            };
+            let text = format!("has {n} tokens; at most {most}{why}");
             return Err(Invalid::field("prompt", text).into());
         }
         Ok(tokenized)

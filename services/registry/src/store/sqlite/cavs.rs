@@ -16,9 +16,11 @@ struct Row {
     model_id: String,
     origin: String,
     created_at_ms: i64,
+    training: Option<String>,
 }
 
-const COLUMNS: &str = "SELECT id, name, digest, model_id, origin, created_at_ms FROM cavs ";
+const COLUMNS: &str =
+    "SELECT id, name, digest, model_id, origin, created_at_ms, training FROM cavs ";
 
 impl SqliteStore {
     pub(super) async fn insert_cavs(&self, cavs: &[CavRecord]) -> Result<Vec<CavRecord>> {
@@ -101,18 +103,22 @@ async fn store(connection: &mut SqliteConnection, cav: &CavRecord) -> Result<Cav
         origin,
         created_at_ms,
         directions,
+        training,
     } = cav;
+    let training = training.as_ref().map(serde_json::to_string).transpose();
+    let training = training.map_err(|error| Error::Storage(Box::new(error)))?;
     let row: Row = sqlx::query_as(
-        "INSERT INTO cavs (name, digest, model_id, origin, created_at_ms, stored) \
-         VALUES (?, ?, ?, ?, ?, (SELECT COALESCE(MAX(stored), 0) + 1 FROM cavs)) \
-         ON CONFLICT (name, digest) DO UPDATE SET stored = excluded.stored \
-         RETURNING id, name, digest, model_id, origin, created_at_ms",
+        "INSERT INTO cavs (name, digest, model_id, origin, created_at_ms, training, stored) \
+         VALUES (?, ?, ?, ?, ?, ?, (SELECT COALESCE(MAX(stored), 0) + 1 FROM cavs)) \
+         ON CONFLICT (name, digest) DO UPDATE SET stored = excluded.stored, training = COALESCE(excluded.training, cavs.training) \
+         RETURNING id, name, digest, model_id, origin, created_at_ms, training",
     )
     .bind(name)
     .bind(digest)
     .bind(model_id)
     .bind(origin)
     .bind(created_at_ms)
+    .bind(training)
     .fetch_one(&mut *connection)
     .await?;
     if row.model_id != *model_id {
@@ -180,7 +186,11 @@ async fn complete(
         model_id,
         origin,
         created_at_ms,
+        training,
     } = row;
+    let training = training.map(|json| serde_json::from_str(&json)).transpose();
+    let training = training
+        .map_err(|error| Error::DataLoss(format!("CAV {name}@{digest}: its training: {error}")))?;
     Ok(CavRecord {
         name,
         digest,
@@ -188,5 +198,6 @@ async fn complete(
         origin,
         created_at_ms,
         directions,
+        training,
     })
 }

@@ -16,30 +16,35 @@ impl Tile {
 /// multiply them.
 #[derive(Debug)]
 pub(super) struct Rows {
+    /// The first tile of every row, then the second of every row, ...: what is
+    /// multiplied together lies together.
     tiles: Vec<Tile>,
-    /// Tiles per row.
-    stride: usize,
+    n_rows: usize,
 }
 
 impl Rows {
     pub(super) fn new(x: &[f32], k: usize) -> Self {
-        let stride = k.div_ceil(TILE);
-        let mut tiles = vec![Tile::EMPTY; x.len() / k * stride];
-        for (tiles, x) in tiles.chunks_exact_mut(stride).zip(x.chunks_exact(k)) {
-            for (tile, x) in tiles.iter_mut().zip(x.chunks(TILE)) {
+        let n_rows = x.len() / k;
+        let mut tiles = vec![Tile::EMPTY; n_rows * k.div_ceil(TILE)];
+        for (row, x) in x.chunks_exact(k).enumerate() {
+            let tiles = tiles[row..].iter_mut().step_by(n_rows);
+            for (tile, x) in tiles.zip(x.chunks(TILE)) {
                 tile.0.as_flattened_mut()[..x.len()].copy_from_slice(x);
             }
         }
-        Self { tiles, stride }
+        Self { tiles, n_rows }
     }
 
+    /// All tiles of the only row.
     #[inline(always)]
-    pub(super) fn row(&self, row: usize) -> &[Tile] {
-        &self.tiles[row * self.stride..(row + 1) * self.stride]
+    pub(super) fn only_row(&self) -> &[Tile] {
+        debug_assert_eq!(self.n_rows, 1);
+        &self.tiles
     }
 
+    /// A tile of every row from `first` on.
     #[inline(always)]
-    pub(super) fn tile(&self, row: usize, tile: usize) -> &Tile {
-        &self.tiles[row * self.stride + tile]
+    pub(super) fn tiles(&self, tile: usize, first: usize) -> &[Tile] {
+        &self.tiles[tile * self.n_rows + first..(tile + 1) * self.n_rows]
     }
 }

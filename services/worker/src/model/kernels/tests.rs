@@ -1,4 +1,4 @@
-use super::{isa::Portable, *};
+use super::{activations::Rows, isa::Portable, product::split, *};
 use candle_core::{Device, Tensor, quantized::QTensor};
 use proptest::prelude::*;
 

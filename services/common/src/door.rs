@@ -1,0 +1,160 @@
+//! The door: every request comes in here, before any service sees it.
+//!
+//! It is named, its caller checked, its quota counted; it is refused while the service
+//! loads or stops; and when its response has ended, that is counted and logged. What a
+//! request or a response *says* is never looked at.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{HeaderValue, Request, Response};
+use steering_proto::access::{Access, Scope, access};
+use tokio::sync::watch;
+use tonic::{Status, body::Body, service::Routes};
+use tower::Service;
+use tracing::Instrument;
+
+use crate::{
+    deadline,
+    keys::KeyRing,
+    metrics::Metrics,
+    quota::{Permit, Quotas},
+    record::{Record, Recorded},
+    refusal::Refusal,
+    trace::{Names, REQUEST_ID},
+    watch::Latest,
+};
+
+/// How far the service is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Loading,
+    Serving,
+    /// Says NOT_SERVING and serves on, until load balancers have noticed.
+    Draining,
+    /// Requests are refused; those that run go on.
+    Refusing,
+    /// The same, and connections are told to go.
+    Stopping,
+}
+
+/// What the door knows.
+#[derive(Debug)]
+pub(crate) struct Door {
+    /// None lets everybody in.
+    pub(crate) keys: Option<Latest<KeyRing>>,
+    pub(crate) quotas: Quotas,
+    pub(crate) metrics: Metrics,
+    pub(crate) phase: watch::Receiver<Phase>,
+    pub(crate) max_request_time: Option<Duration>,
+    /// Health and reflection.
+    pub(crate) common: Routes,
+    /// The service, once it has loaded.
+    pub(crate) own: OnceLock<Routes>,
+}
+
+/// The door as tonic takes it.
+#[derive(Debug, Clone)]
+pub(crate) struct Entrance(pub(crate) Arc<Door>);
+
+impl Service<Request<Body>> for Entrance {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let door = self.0.clone();
+        Box::pin(async move { Ok(door.pass(request).await) })
+    }
+}
+
+/// Who is let in.
+struct Admitted {
+    key: Option<String>,
+    permit: Option<Permit>,
+}
+
+impl Door {
+    async fn pass(&self, request: Request<Body>) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        let names = Names::of(request.headers());
+        let id = HeaderValue::from_str(&names.request_id);
+        let span = tracing::info_span!("request", id = names.request_id, trace_id = names.trace_id);
+        let mut record = Record::begin(self.metrics.clone(), &path, names);
+        let response = match self.admit(request.headers(), &path) {
+            Err(refusal) => {
+                self.metrics.refused(refusal.reason());
+                Status::from(refusal).into_http()
+            }
+            Ok(Admitted { key, permit }) => {
+                record.of(key, permit);
+                self.in_time(request, &path).instrument(span).await
+            }
+        };
+        let mut response = Recorded::wrap(response, record);
+        if let Ok(id) = id {
+            response.headers_mut().insert(REQUEST_ID, id);
+        }
+        response
+    }
+
+    fn admit(&self, headers: &http::HeaderMap, path: &str) -> Result<Admitted, Refusal> {
+        // What nobody has declared, nobody but an administrator may call.
+        let access = access(path).unwrap_or(Access::Scope(Scope::Admin));
+        if access == Access::Open {
+            return Ok(Admitted {
+                key: None,
+                permit: None,
+            });
+        }
+        let ring = self.keys.as_ref().map(|keys| keys.borrow().clone());
+        let key = ring
+            .as_ref()
+            .map(|ring| ring.check(headers, access))
+            .transpose()?;
+        match *self.phase.borrow() {
+            Phase::Loading if access != Access::AnyKey => return Err(Refusal::Loading),
+            Phase::Loading | Phase::Serving | Phase::Draining => {}
+            Phase::Refusing | Phase::Stopping => return Err(Refusal::Stopping),
+        }
+        let permit = key.map(|key| self.quotas.enter(key)).transpose()?;
+        Ok(Admitted {
+            key: key.map(|key| key.id.clone()),
+            permit: permit.flatten(),
+        })
+    }
+
+    /// Bounds the time until a response begins; what streams goes by the header.
+    async fn in_time(&self, mut request: Request<Body>, path: &str) -> Response<Body> {
+        let Some(most) = self.max_request_time else {
+            return self.answer(request, path).await;
+        };
+        deadline::limit(request.headers_mut(), most);
+        let answer = tokio::time::timeout(most, self.answer(request, path)).await;
+        answer.unwrap_or_else(|_| Status::from(Refusal::TooLong { most }).into_http())
+    }
+
+    async fn answer(&self, request: Request<Body>, path: &str) -> Response<Body> {
+        let routes = match access(path) {
+            Some(Access::Open | Access::AnyKey) => Some(&self.common),
+            Some(Access::Scope(_)) | None => self.own.get(),
+        };
+        let Some(mut routes) = routes.cloned() else {
+            return Status::from(Refusal::Loading).into_http();
+        };
+        match routes.call(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    }
+}

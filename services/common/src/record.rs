@@ -1,0 +1,142 @@
+//! A request from its first byte to its last: counted and logged when it ends.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use http_body::{Body as _, Frame, SizeHint};
+use steering_proto::access::{Access, access};
+use tonic::{Code, Status, body::Body};
+
+use crate::{metrics::Metrics, quota::Permit, trace::Names};
+
+/// Where the log says what was asked for: `--log steer::request=off` silences it.
+const TARGET: &str = "steer::request";
+/// What metrics call what is not known, so that nobody can make up labels.
+const OTHER: &str = "other";
+
+/// What is known of a request; written down when dropped.
+#[derive(Debug)]
+pub(crate) struct Record {
+    metrics: Metrics,
+    names: Names,
+    service: String,
+    method: String,
+    /// Probes ask every few seconds; they are not worth a line.
+    quiet: bool,
+    key: Option<String>,
+    began: Instant,
+    /// None until the end: a response that is dropped before was cancelled.
+    code: Option<Code>,
+    _permit: Option<Permit>,
+}
+
+impl Record {
+    pub(crate) fn begin(metrics: Metrics, path: &str, names: Names) -> Self {
+        metrics.begun();
+        let known = access(path);
+        let (service, method) = known
+            .and(path.strip_prefix('/'))
+            .and_then(|path| path.split_once('/'))
+            .unwrap_or((OTHER, OTHER));
+        Self {
+            metrics,
+            names,
+            service: service.to_owned(),
+            method: method.to_owned(),
+            quiet: known == Some(Access::Open),
+            key: None,
+            began: Instant::now(),
+            code: None,
+            _permit: None,
+        }
+    }
+
+    /// Notes who asks.
+    pub(crate) fn of(&mut self, key: Option<String>, permit: Option<Permit>) {
+        self.key = key;
+        self._permit = permit;
+    }
+
+    fn note(&mut self, headers: &HeaderMap) {
+        if let Some(status) = Status::from_header_map(headers) {
+            self.code = Some(status.code());
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let took = self.began.elapsed();
+        let code = self.code.unwrap_or(Code::Cancelled);
+        self.metrics.ended(&self.service, &self.method, code, took);
+        let Names {
+            request_id,
+            trace_id,
+            parent_id,
+        } = &self.names;
+        let (service, method) = (&self.service, &self.method);
+        let key = self.key.as_deref().unwrap_or_default();
+        let seconds = took.as_secs_f64();
+        if self.quiet {
+            tracing::debug!(target: TARGET, service, method, ?code, seconds, "answered");
+        } else {
+            tracing::info!(
+                target: TARGET,
+                service, method, ?code, seconds, key, request_id, trace_id, parent_id, "answered"
+            );
+        }
+    }
+}
+
+/// A response's body with the record of its request.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    body: Body,
+    record: Record,
+}
+
+impl Recorded {
+    pub(crate) fn wrap(response: Response<Body>, mut record: Record) -> Response<Body> {
+        record.note(response.headers());
+        let (parts, body) = response.into_parts();
+        // An empty body is never polled: the record ends here.
+        let body = if body.is_end_stream() {
+            body
+        } else {
+            Body::new(Self { body, record })
+        };
+        Response::from_parts(parts, body)
+    }
+}
+
+impl http_body::Body for Recorded {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(context));
+        if let Some(Ok(frame)) = &frame
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            this.record.note(trailers);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,132 @@
+//! One training and its test: which examples are held out, labels in any order, and what
+//! the directions found are worth.
+
+use ndarray::{Array2, ArrayView2, Axis};
+use rand::{RngExt, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+
+use super::statistics::{Estimate, auc};
+
+/// Which examples train and which test; in both, in the order of the data.
+#[derive(Debug)]
+pub(super) struct Split {
+    pub(super) train: Vec<usize>,
+    pub(super) test: Vec<usize>,
+}
+
+impl Split {
+    /// Holds out `share` of each label's examples, at least one, and keeps at least one.
+    pub(super) fn stratified(labels: &[u32], share: f64, rng: &mut ChaCha8Rng) -> Self {
+        let mut by_label: Vec<Vec<usize>> = Vec::new();
+        for (i, &label) in labels.iter().enumerate() {
+            let label = label as usize;
+            if by_label.len() <= label {
+                by_label.resize(label + 1, Vec::new());
+            }
+            by_label[label].push(i);
+        }
+        let (mut train, mut test) = (Vec::new(), Vec::new());
+        for mut members in by_label.into_iter().filter(|members| !members.is_empty()) {
+            members.shuffle(rng);
+            let wanted = (members.len() as f64 * share).round() as usize;
+            let held_out = wanted.max(1).min(members.len() - 1);
+            test.extend_from_slice(&members[..held_out]);
+            train.extend_from_slice(&members[held_out..]);
+        }
+        train.sort_unstable();
+        test.sort_unstable();
+        Self { train, test }
+    }
+
+    /// The labels, shuffled within each part, so that each keeps its counts.
+    pub(super) fn permuted(&self, labels: &[u32], rng: &mut ChaCha8Rng) -> Vec<u32> {
+        let mut permuted = labels.to_vec();
+        for part in [&self.train, &self.test] {
+            let mut shuffled: Vec<u32> = part.iter().map(|&i| labels[i]).collect();
+            shuffled.shuffle(rng);
+            for (&i, label) in part.iter().zip(shuffled) {
+                permuted[i] = label;
+            }
+        }
+        permuted
+    }
+}
+
+/// What held-out examples say of one direction per label.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    /// Examples whose largest score is their own label's.
+    pub(super) right: usize,
+    /// Of each label.
+    pub(super) aucs: Vec<Estimate>,
+}
+
+/// Scores `test` examples; row c of `directions` is label c's.
+pub(super) fn evaluate(
+    test: ArrayView2<'_, f64>,
+    labels: &[u32],
+    directions: ArrayView2<'_, f64>,
+) -> Outcome {
+    let scores = test.dot(&directions.t());
+    let right = scores.outer_iter().zip(labels).filter(|(row, label)| {
+        let best = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+        best.is_some_and(|(c, _)| c == **label as usize)
+    });
+    let aucs = scores.axis_iter(Axis(1)).enumerate().map(|(c, column)| {
+        let of = |own: bool| -> Vec<f64> {
+            let pairs = column.iter().zip(labels);
+            pairs
+                .filter(|(_, label)| (**label as usize == c) == own)
+                .map(|(score, _)| *score)
+                .collect()
+        };
+        auc(&of(true), &of(false))
+    });
+    Outcome {
+        right: right.count(),
+        aucs: aucs.collect(),
+    }
+}
+
+/// `count` directions, all equally likely.
+pub(super) fn random_directions(count: usize, width: usize, rng: &mut ChaCha8Rng) -> Array2<f64> {
+    let normal = |rng: &mut ChaCha8Rng| {
+        // Box and Muller; 1 − u is never 0.
+        let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+        radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
+    };
+    Array2::from_shape_simple_fn((count, width), || normal(rng))
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    fn counts(labels: &[u32], indices: &[usize]) -> [usize; 3] {
+        [0, 1, 2].map(|c| indices.iter().filter(|&&i| labels[i] == c).count())
+    }
+
+    #[test]
+    fn every_label_is_in_both_parts_and_permutations_keep_the_counts() {
+        let labels: Vec<u32> = [0; 10].into_iter().chain([1; 5]).chain([2; 100]).collect();
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let split = Split::stratified(&labels, 0.2, &mut rng);
+        assert_eq!(counts(&labels, &split.test), [2, 1, 20]);
+        assert_eq!(counts(&labels, &split.train), [8, 4, 80]);
+        let permuted = split.permuted(&labels, &mut rng);
+        assert_eq!(counts(&permuted, &split.test), [2, 1, 20]);
+        assert_eq!(counts(&permuted, &split.train), [8, 4, 80]);
+        assert_ne!(permuted, labels);
+    }
+
+    #[test]
+    fn scores_decide_the_label() {
+        let test = ndarray::array![[1.0, 0.0], [0.0, 1.0], [0.9, 1.0]];
+        let outcome = evaluate(test.view(), &[0, 1, 0], Array2::eye(2).view());
+        assert_eq!(outcome.right, 2);
+        assert_eq!(outcome.aucs[0].value, 1.0);
+        assert_eq!(outcome.aucs[1].value, 0.75);
+    }
+}

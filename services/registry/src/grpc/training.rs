@@ -1,0 +1,58 @@
+//! `TrainCavs`.
+
+use std::time::Duration;
+
+use steering_proto::{
+    Invalid,
+    cav_training::{CavTrainingConfig, LabelledActivation},
+    invalid::required,
+    v1::{self, train_cavs_request::Message},
+};
+use tonic::{Status, Streaming};
+
+use crate::{
+    registry::{LabelledActivations, Registry},
+    store::CavRecord,
+};
+
+/// How long the next example may take: others cannot train meanwhile.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) async fn train(
+    registry: &Registry,
+    mut stream: Streaming<v1::TrainCavsRequest>,
+) -> Result<v1::TrainCavsResponse, Status> {
+    let _permit = registry.admit_training()?;
+    let Some(Message::Config(wire)) = next(&mut stream).await? else {
+        return Err(Invalid::field("config", "must be in the first message of the stream").into());
+    };
+    let config = CavTrainingConfig::try_from(wire).map_err(|invalid| invalid.within("config"))?;
+    let mut data = LabelledActivations::default();
+    let mut count = 0_u64;
+    while let Some(message) = next(&mut stream).await? {
+        let Message::Example(wire) = message else {
+            return Err(Invalid::field("config", "is there twice").into());
+        };
+        let example = LabelledActivation::try_from(wire);
+        example
+            .and_then(|example| data.push(example))
+            .map_err(|invalid| invalid.within(&format!("example[{count}]")))?;
+        count += 1;
+    }
+    let cavs = registry.train_cavs(config, data).await?;
+    Ok(v1::TrainCavsResponse {
+        cavs: cavs.into_iter().map(CavRecord::into_wire).collect(),
+    })
+}
+
+async fn next(stream: &mut Streaming<v1::TrainCavsRequest>) -> Result<Option<Message>, Status> {
+    let message = tokio::time::timeout(PATIENCE, stream.message()).await;
+    let late = |_| {
+        let text = format!("no message came for {} s", PATIENCE.as_secs());
+        Status::deadline_exceeded(text)
+    };
+    match message.map_err(late)?? {
+        None => Ok(None),
+        Some(v1::TrainCavsRequest { message }) => Ok(Some(required(message, "message")?)),
+    }
+}

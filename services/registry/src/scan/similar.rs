@@ -1,0 +1,86 @@
+//! Cosines of decoder rows with a direction.
+
+use std::io;
+
+use super::{Buffer, SaeFile, top::Top};
+
+/// Bytes read at once: half of a small second-level cache.
+const BLOCK_BYTES: usize = 256 << 10;
+/// Independent sums, so that additions need not wait for each other.
+const LANES: usize = 16;
+
+/// What to look for.
+#[derive(Debug, Clone, Copy)]
+pub struct Query<'a> {
+    /// As wide as the SAE's rows, not zero.
+    pub direction: &'a [f32],
+    /// Feature to leave out: the one that the direction is of.
+    pub except: Option<u32>,
+    /// How many to return.
+    pub top_k: usize,
+}
+
+/// A feature and how alike it is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Neighbour {
+    /// The feature.
+    pub index: u32,
+    /// Cosine of its decoder row with the query.
+    pub cosine: f32,
+}
+
+#[derive(Default)]
+struct State {
+    buffer: Buffer,
+    top: Option<Top<u32>>,
+}
+
+/// The features whose decoder rows have the largest cosine with a direction, largest first.
+/// Rows of zeros have none and are left out.
+pub fn similar(sae: &SaeFile, query: Query<'_>) -> io::Result<Vec<Neighbour>> {
+    let width = sae.width();
+    let norm = sums(query.direction, query.direction).0.sqrt();
+    let states = sae.visit(BLOCK_BYTES, |state: &mut State, block| {
+        let first = block.start;
+        let bytes = sae.layout.decoder_range(block);
+        let rows = state.buffer.read(&sae.file, &bytes)?;
+        let top = state.top.get_or_insert_with(|| Top::new(query.top_k));
+        for (index, row) in (first..).zip(rows.chunks_exact(width)) {
+            let (product, square) = sums(query.direction, row);
+            if square > 0.0 && Some(index) != query.except {
+                top.push(product / (norm * square.sqrt()), index);
+            }
+        }
+        Ok(())
+    })?;
+    let mut top = Top::new(query.top_k);
+    states
+        .into_iter()
+        .filter_map(|state| state.top)
+        .for_each(|part| top.merge(part));
+    let sorted = top.into_sorted().into_iter();
+    Ok(sorted
+        .map(|(cosine, index)| Neighbour {
+            index,
+            cosine: cosine.clamp(-1.0, 1.0),
+        })
+        .collect())
+}
+
+/// `direction · row` and ‖row‖².
+fn sums(direction: &[f32], row: &[f32]) -> (f32, f32) {
+    let (mut products, mut squares) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+    let (d, d_rest) = direction.as_chunks::<LANES>();
+    let (r, r_rest) = row.as_chunks::<LANES>();
+    for (d, r) in d.iter().zip(r) {
+        for lane in 0..LANES {
+            products[lane] += d[lane] * r[lane];
+            squares[lane] += r[lane] * r[lane];
+        }
+    }
+    for (lane, (d, r)) in d_rest.iter().zip(r_rest).enumerate() {
+        products[lane] += d * r;
+        squares[lane] += r * r;
+    }
+    (products.iter().sum(), squares.iter().sum())
+}
