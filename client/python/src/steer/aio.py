@@ -195,7 +195,7 @@ class AsyncClient:
             return result
 
     async def _answer(self, call: Call, timeout_s: float | None) -> Any:
-        limit = self.config.stream_timeout_s if call.rpc.streams_answers else self.config.timeout_s
+        limit = self.config.stream_timeout_s if call.rpc.streams else self.config.timeout_s
         last = None
         async for last in self._messages(call, timeout_s or limit):
             if call.on_message is not None:
