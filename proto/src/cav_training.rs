@@ -222,7 +222,8 @@ mod tests {
 
     #[test]
     fn bad_configurations_are_refused_by_field() {
-        let cases: [(&str, fn(&mut v1::CavTrainingConfig)); 8] = [
+        type Change = fn(&mut v1::CavTrainingConfig);
+        let cases: [(&str, Change); 8] = [
             ("hook_name", |c| c.hook_name.clear()),
             ("model_id", |c| c.model_id.clear()),
             ("method", |c| c.method = 0),

@@ -36,7 +36,10 @@ fn texts() -> Vec<(String, &'static str)> {
     for (label, words) in words {
         for i in 0..PER_LABEL {
             let text = (0..6).map(|j| words[(i * 7 + j * j + i / 5) % words.len()]);
-            texts.push((text.collect::<Vec<_>>().join(" ") + &"!".repeat(i % 3), label));
+            texts.push((
+                text.collect::<Vec<_>>().join(" ") + &"!".repeat(i % 3),
+                label,
+            ));
         }
     }
     texts.push((String::new(), "sport"));

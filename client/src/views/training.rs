@@ -152,10 +152,10 @@ impl EstimateView {
 impl SpreadView {
     /// Empty without trials.
     fn up_to(&self) -> String {
-        let known = self.trial_count > 0;
-        known
-            .then(|| format!("{:.3}", self.p95))
-            .unwrap_or_default()
+        if self.trial_count == 0 {
+            return String::new();
+        }
+        format!("{:.3}", self.p95)
     }
 }
 

@@ -86,6 +86,7 @@ pub(crate) fn cav(name: &str) -> v1::Cav {
         directions: hooks.iter().enumerate().map(direction).collect(),
         origin: "cavs.pt".to_owned(),
         created_at: None,
+        training: None,
     }
 }
 

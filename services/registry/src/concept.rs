@@ -9,6 +9,9 @@
 //! - AUCs of random directions: what any direction gets, because activations spread more
 //!   along some axes than along others.
 
+// Array views are references already.
+#![allow(clippy::needless_pass_by_value)]
+
 mod cholesky;
 mod newton;
 mod statistics;

@@ -1,5 +1,8 @@
 //! What an SAE finds in activations: all features, by blocked matrix products.
 
+// Array views are references already.
+#![allow(clippy::needless_pass_by_value)]
+
 use std::io;
 
 use ndarray::{Array2, ArrayView2, linalg::general_mat_mul};

@@ -82,7 +82,7 @@ impl Journal {
                 break;
             }
             if number == 1 {
-                self.check(serde_json::from_slice(&line).ok(), header)?;
+                self.check(serde_json::from_slice(&line).ok().as_ref(), header)?;
             } else {
                 let Some((digest, capture)) = parse(&line) else {
                     let hint = "it is no work file of this command, or damaged: delete it";
@@ -95,8 +95,8 @@ impl Journal {
         Ok(whole)
     }
 
-    fn check(&self, found: Option<Header>, wanted: &Header) -> anyhow::Result<()> {
-        if found.as_ref() == Some(wanted) {
+    fn check(&self, found: Option<&Header>, wanted: &Header) -> anyhow::Result<()> {
+        if found == Some(wanted) {
             return Ok(());
         }
         Err(hinted(

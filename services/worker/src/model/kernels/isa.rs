@@ -112,7 +112,12 @@ pub(super) use x86::Avx2;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod x86 {
-    use std::arch::x86_64::*;
+    use std::arch::x86_64::{
+        __m256, __m256i, _MM_HINT_T0, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtsi64_si128,
+        _mm_cvtss_f32, _mm_prefetch, _mm256_add_ps, _mm256_and_si256, _mm256_cmpeq_epi8,
+        _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_mul_ps,
+        _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_shuffle_epi8,
+    };
 
     use super::{Eights, Isa};
 
