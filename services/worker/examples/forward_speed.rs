@@ -14,9 +14,7 @@ use steering_proto::{
     payload::{Activation, InputNormalization, SaeFeature},
 };
 use steering_worker::{
-    model::{
-        Batch, Chunk, KvCache, LoadOptions, Logits, Model, Precision, compute_on_this_thread,
-    },
+    model::{Batch, Chunk, KvCache, LoadOptions, Logits, Model, Precision, compute_on_this_thread},
     steering::{Participant, Program, ProgramSpec, SteeringState, StepHook},
 };
 
@@ -26,7 +24,9 @@ fn main() -> Result<()> {
     let path = arguments
         .next()
         .ok_or_else(|| Error::Msg("give a GGUF file".to_owned()))?;
-    let repetitions = arguments.next().map_or(Ok(5), |n| n.parse())?;
+    let repetitions = arguments
+        .next()
+        .map_or(Ok(5), |n| n.parse().map_err(Error::wrap))?;
     let began = Instant::now();
     let content = Content::read(&mut BufReader::new(File::open(&path)?))?;
     let options = LoadOptions {
@@ -106,7 +106,13 @@ impl Work {
             .collect::<Result<Vec<_>>>()?;
         let first: Vec<u32> = (0..self.prompt as u32).map(|i| 1000 + 7 * i).collect();
         let began = Instant::now();
-        let mut next = step(model, &mut cache, &programs, 0, &vec![first; self.sequences])?;
+        let mut next = step(
+            model,
+            &mut cache,
+            &programs,
+            0,
+            &vec![first; self.sequences],
+        )?;
         if self.steps == 0 {
             return Ok(self.prompt as f64 / began.elapsed().as_secs_f64());
         }
@@ -147,10 +153,14 @@ impl Work {
                 feature: Arc::new(feature),
                 operation: FeatureOperation::Set(50.0),
             },
-            positions: Positions::default(),
+            positions: Positions::all(),
             gate: None,
         };
-        let interventions = if self.clamped { vec![clamp] } else { Vec::new() };
+        let interventions = if self.clamped {
+            vec![clamp]
+        } else {
+            Vec::new()
+        };
         let spec = ProgramSpec {
             interventions: &interventions,
             ..ProgramSpec::default()
