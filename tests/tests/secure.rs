@@ -137,7 +137,7 @@ async fn the_command_line_makes_keys_that_open_a_worker() {
             ..credentials.clone()
         },
     );
-    let refused = stranger.generate(request).await.err().expect("refused");
+    let refused = stranger.generate(request).await.expect_err("refused");
     assert_eq!(status(&refused).code(), Code::Unauthenticated);
 
     let access = [
@@ -299,7 +299,7 @@ async fn every_limit_is_reported_kept_and_named() {
         vectors: vec![huge],
         ..request::unsteered(prompt::token_ids(vec![7]), request::greedy(1))
     };
-    let error = client.generate(request).await.err().expect("refused");
+    let error = client.generate(request).await.expect_err("refused");
     assert_eq!(status(&error).code(), Code::OutOfRange, "{error}");
     drop(client);
     worker.stop().await;
