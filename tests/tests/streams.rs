@@ -13,9 +13,10 @@ use tonic_reflection::pb::v1::{
 };
 use tonic_types::StatusExt;
 
-/// Long enough, in a context of 512, and with enough said about every token,
-/// to fill all buffers and then wait for its reader.
+/// Long enough, in a context of 512, with enough variants and with enough said
+/// about every token, to fill all buffers and then wait for its reader.
 const LONG: u32 = 490;
+const VARIANTS: u32 = 8;
 
 async fn start(max_sequences: u32, max_queued: u32) -> Services {
     let options = WorkerOptions {
@@ -34,9 +35,11 @@ fn text(max_new_tokens: u32) -> v1::GenerateRequest {
     request::unsteered(prompt::text("Write a haiku."), sampling)
 }
 
-/// Starts a generation too long for all buffers and reads until its first token.
+/// Starts a generation that takes [`VARIANTS`] slots and is too long for all
+/// buffers, and reads until its first token.
 async fn begin(services: &Services) -> GenerationStream {
     let mut request = text(LONG);
+    request.variants = vec![v1::Variant::default(); VARIANTS as usize];
     request.sampling.as_mut().expect("sampling").top_logprobs = 20;
     let stream = services.client.generate(request).await;
     let mut stream = stream.expect("accepted");
@@ -64,7 +67,7 @@ async fn rest(mut stream: GenerationStream) -> (u32, v1::FinishReason) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dropped_streams_free_their_slots() {
-    let services = start(2, 8).await;
+    let services = start(2 * VARIANTS, 8).await;
     // Their readers stand still, so neither could ever end by itself.
     let held = [begin(&services).await, begin(&services).await];
     let third = services.client.generate(text(4)).await.expect("accepted");
@@ -73,7 +76,7 @@ async fn dropped_streams_free_their_slots() {
         timeout(Duration::from_millis(500), &mut third)
             .await
             .is_err(),
-        "both slots are taken"
+        "all slots are taken"
     );
     drop(held);
     let third = timeout(Duration::from_secs(5), third).await;
@@ -107,8 +110,9 @@ async fn more_requests_than_slots_all_complete() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_refuses_and_says_when_to_retry() {
-    let services = start(1, 1).await;
-    let held = begin(&services).await;
+    // One request alone may not hold every slot.
+    let services = start(2 * VARIANTS, 1).await;
+    let held = [begin(&services).await, begin(&services).await];
     let mut queued = Vec::new();
     let refused = loop {
         assert!(queued.len() < 8, "the queue has no end");
@@ -131,7 +135,7 @@ async fn a_full_queue_refuses_and_says_when_to_retry() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shutdown_lets_running_streams_end_and_then_refuses() {
-    let services = start(2, 8).await;
+    let services = start(VARIANTS, 8).await;
     let stream = begin(&services).await;
     let Services { worker, .. } = services;
     let url = worker.url.clone();
@@ -139,7 +143,8 @@ async fn shutdown_lets_running_streams_end_and_then_refuses() {
     sleep(Duration::from_millis(200)).await;
     assert!(!stopping.is_finished(), "a stream is still open");
     let rest = timeout(PATIENCE, rest(stream)).await.expect("in time");
-    assert_eq!(rest, (LONG - 1, v1::FinishReason::MaxNewTokens));
+    let all = VARIANTS * LONG;
+    assert_eq!(rest, (all - 1, v1::FinishReason::MaxNewTokens));
     let ended = timeout(PATIENCE, stopping).await.expect("in time");
     ended.expect("no panic").expect("an orderly end");
     // On a new connection: a call on the old one may meet it while it closes.

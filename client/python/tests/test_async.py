@@ -42,6 +42,9 @@ def test_everything_else_works_too(config: Config, client: Client) -> None:
             np.testing.assert_array_equal(
                 await several.activations(texts, HOOK), client.activations(texts, HOOK)
             )
+            endless = several.capture((f"text {i}" for i in range(10**9)), HOOK)
+            assert (await anext(endless)).activations.shape == (128,)
+            await endless.aclose()
             sweep = await several.sweep("Write a haiku.", [0, 20], cav="birds", seed=1)
             assert (
                 sweep.points[2].text

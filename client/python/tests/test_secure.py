@@ -10,15 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import BINARIES, DEMO, start
+from conftest import DEMO, start
 
 import steer
 from steer import Client, Config, Retry
 
-pytestmark = pytest.mark.skipif(
-    b"--api-keys" not in subprocess.check_output([BINARIES / "steer-worker", "--help"]),
-    reason="this worker takes no keys",
-)
 HOST = "subjectAltName=IP:127.0.0.1"
 
 

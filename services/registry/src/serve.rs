@@ -3,7 +3,7 @@
 use std::{fs::File, path::Path, sync::Arc, time::Duration};
 
 use steering_proto::v1::feature_registry_service_server::FeatureRegistryServiceServer;
-use steering_service::{Connection, Front, FrontConfig, Metrics};
+use steering_service::{Connection, Front, FrontConfig, LogFormat, Metrics};
 use tokio::net::TcpListener;
 use tonic::{server::NamedService, service::Routes};
 
@@ -72,7 +72,10 @@ pub async fn run(
         .max_encoding_message_size(SEND_BYTES_MAX);
     front.open(Routes::new(service)).await;
     tracing::debug!(data = %config.data.display(), "ready");
-    eprintln!("steer-registry listening on {address}");
+    match config.operation.log_format {
+        LogFormat::Text => eprintln!("steer-registry listening on {address}"),
+        LogFormat::Json => tracing::info!("steer-registry listening on {address}"),
+    }
 
     shutdown.await;
     tracing::info!("stopping");

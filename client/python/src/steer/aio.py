@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
@@ -25,7 +26,7 @@ Result = TypeVar("Result")
 class AsyncGenerationStream(AsyncIterator[Token]):
     """Tokens as they come. Leaving the `async with` block ends the generation."""
 
-    def __init__(self, responses: AsyncIterator[v1.GenerateResponse]) -> None:
+    def __init__(self, responses: AsyncGenerator[v1.GenerateResponse, None]) -> None:
         self._responses = responses
         self._reader = Reader()
 
@@ -44,7 +45,7 @@ class AsyncGenerationStream(AsyncIterator[Token]):
 
     async def aclose(self) -> None:
         """Ends the generation; its slots are free before the model's next step."""
-        await self._responses.aclose()  # type: ignore[attr-defined]
+        await self._responses.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -125,7 +126,7 @@ class AsyncClient:
         texts: Iterable[str | Sequence[int]],
         hook_name: str,
         **options: Unpack[CaptureOptions],
-    ) -> AsyncIterator[Captured]:
+    ) -> AsyncGenerator[Captured, None]:
         """See `Client.capture`."""
         permits = asyncio.Semaphore(TEXTS_UNDER_WAY)
 
@@ -136,11 +137,13 @@ class AsyncClient:
                 yield question
 
         timeout = options.get("timeout", self.config.stream_timeout_s)
-        async for response in self._messages(Call(rpc.CAPTURE, questions()), timeout):
-            captured = capture.read(response)
-            if captured is not None:
-                permits.release()
-                yield captured
+        # Closed at once when the caller leaves, not when the garbage is collected.
+        async with aclosing(self._messages(Call(rpc.CAPTURE, questions()), timeout)) as responses:
+            async for response in responses:
+                captured = capture.read(response)
+                if captured is not None:
+                    permits.release()
+                    yield captured
 
     async def activations(
         self,
@@ -192,14 +195,14 @@ class AsyncClient:
             return result
 
     async def _answer(self, call: Call, timeout_s: float | None) -> Any:
-        limit = self.config.stream_timeout_s if call.rpc.streams_answers else self.config.timeout_s
+        limit = self.config.stream_timeout_s if call.rpc.streams else self.config.timeout_s
         last = None
         async for last in self._messages(call, timeout_s or limit):
             if call.on_message is not None:
                 call.on_message(last)
         return last
 
-    async def _messages(self, call: Call, timeout_s: float) -> AsyncIterator[Any]:
+    async def _messages(self, call: Call, timeout_s: float) -> AsyncGenerator[Any, None]:
         attempts = Attempts(self.config.retry, timeout_s)
         while True:
             came = False

@@ -230,7 +230,7 @@ class Client:
 
     def _answer(self, call: Call, timeout_s: float | None) -> Any:
         """The last message of the answer."""
-        limit = self.config.stream_timeout_s if call.rpc.streams_answers else self.config.timeout_s
+        limit = self.config.stream_timeout_s if call.rpc.streams else self.config.timeout_s
         last = None
         for last in self._messages(call, timeout_s or limit, _Cancel()):
             if call.on_message is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from numpy.typing import ArrayLike
 
-from steer import registry, rpc, v1
+from steer import concepts, registry, rpc, v1
 from steer.registry import Cav, Feature, Listing, OnProgress
 from steer.rpc import Plan
 
@@ -55,6 +55,42 @@ class Registry:
     def feature(self, name: str | int, *, sae: str | None = None) -> Feature:
         """One feature with its vectors, by label, index or "SAE::LABEL"."""
         return self._run(registry.feature(name, sae))
+
+    def similar(
+        self,
+        query: str | int | ArrayLike,
+        *,
+        sae: str | None = None,
+        within: Sequence[str] = (),
+        top: int = 10,
+    ) -> Listing[v1.SimilarFeature]:
+        """Features that write as a feature (label, index) or a vector does, by cosine."""
+        return self._run(concepts.similar(query, sae, within, top))
+
+    def encode(
+        self, activations: ArrayLike, *, sae: str | None = None, top: int = 10
+    ) -> list[Listing[v1.ActiveFeature]]:
+        """The features that an SAE finds in each row of activations, strongest first."""
+        return self._run(concepts.encode(activations, sae, top))
+
+    def train_cavs(
+        self,
+        activations: ArrayLike,
+        labels: Sequence[str],
+        *,
+        hook: str,
+        model_id: str,
+        method: str = "svm",
+        held_out: float | None = None,
+        null_trials: int | None = None,
+        seed: int | None = None,
+    ) -> Listing[v1.Cav]:
+        """Trains a CAV per label ("svm", "mean_difference", "logistic"), and stores them with
+        held-out accuracy, AUC and a test against noise (`training` of each)."""
+        config = concepts.training_config(
+            hook, model_id, method, held_out=held_out, null_trials=null_trials, seed=seed
+        )
+        return self._run(concepts.train_cavs(activations, labels, config))
 
     def saes(self, *, limit: int | None = None) -> Listing[v1.Sae]:
         """SAEs by name."""
@@ -152,6 +188,41 @@ class AsyncRegistry:
     async def feature(self, name: str | int, *, sae: str | None = None) -> Feature:
         """See `Registry.feature`."""
         return await self._run(registry.feature(name, sae))
+
+    async def similar(
+        self,
+        query: str | int | ArrayLike,
+        *,
+        sae: str | None = None,
+        within: Sequence[str] = (),
+        top: int = 10,
+    ) -> Listing[v1.SimilarFeature]:
+        """See `Registry.similar`."""
+        return await self._run(concepts.similar(query, sae, within, top))
+
+    async def encode(
+        self, activations: ArrayLike, *, sae: str | None = None, top: int = 10
+    ) -> list[Listing[v1.ActiveFeature]]:
+        """See `Registry.encode`."""
+        return await self._run(concepts.encode(activations, sae, top))
+
+    async def train_cavs(
+        self,
+        activations: ArrayLike,
+        labels: Sequence[str],
+        *,
+        hook: str,
+        model_id: str,
+        method: str = "svm",
+        held_out: float | None = None,
+        null_trials: int | None = None,
+        seed: int | None = None,
+    ) -> Listing[v1.Cav]:
+        """See `Registry.train_cavs`."""
+        config = concepts.training_config(
+            hook, model_id, method, held_out=held_out, null_trials=null_trials, seed=seed
+        )
+        return await self._run(concepts.train_cavs(activations, labels, config))
 
     async def saes(self, *, limit: int | None = None) -> Listing[v1.Sae]:
         """See `Registry.saes`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,10 +23,17 @@ Entry = TypeVar("Entry", bound=Message)
 OnProgress = Callable[[v1.ImportProgress], None]
 
 
+FEATURES = ("label", "feature_index", "sae_id", "strength", "score", "source")
+SAES = ("sae_id", "hook_name", "model_id", "d_in", "d_sae", "architecture", "label_count")
+CAVS = ("name", "digest", "model_id", "origin")
+
+
 class Listing(list[Entry], Generic[Entry]):
     """Messages of a listing. In a notebook it is a table."""
 
-    columns: tuple[str, ...] = ()
+    def __init__(self, entries: Iterable[Entry], columns: tuple[str, ...]) -> None:
+        super().__init__(entries)
+        self.columns = columns
 
     def __repr__(self) -> str:
         names = ", ".join(str(getattr(entry, self.columns[0])) for entry in self[:5])
@@ -36,25 +43,18 @@ class Listing(list[Entry], Generic[Entry]):
         """A row per entry. Needs the extra `pandas`."""
         import pandas as pd
 
-        return pd.DataFrame(
-            [[getattr(entry, c) for c in self.columns] for entry in self], columns=self.columns
-        )
+        return pd.DataFrame(self._rows(), columns=self.columns)
+
+    def _rows(self) -> list[list[Any]]:
+        return [[getattr(entry, column) for column in self.columns] for entry in self]
 
     def _repr_html_(self) -> str:
-        rows = [[str(getattr(entry, c)) for c in self.columns] for entry in self]
+        rows = [[_short(value) for value in row] for row in self._rows()]
         return display.listing(self.columns, rows)
 
 
-class _Features(Listing[v1.FeatureLabel]):
-    columns = ("label", "feature_index", "sae_id", "strength", "score", "source")
-
-
-class _Saes(Listing[v1.Sae]):
-    columns = ("sae_id", "hook_name", "model_id", "d_in", "d_sae", "architecture", "label_count")
-
-
-class _Cavs(Listing[v1.Cav]):
-    columns = ("name", "digest", "model_id", "origin")
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def search(query: str, sae: str | None, limit: int) -> Plan[Listing[v1.FeatureLa
     """Labels that match a text, best first."""
     request = v1.SearchFeaturesRequest(query=query, sae_id=sae or "")
     entries = yield from _pages(rpc.SEARCH_FEATURES, request, "features", limit)
-    return _Features(entries)
+    return Listing(entries, columns=FEATURES)
 
 
 def features(
@@ -133,18 +133,20 @@ def features(
     """Labelled features of an SAE by index."""
     request = v1.ListFeaturesRequest(sae_id=sae, feature_index=index, include_candidates=candidates)
     entries = yield from _pages(rpc.LIST_FEATURES, request, "features", limit)
-    return _Features(entries)
+    return Listing(entries, columns=FEATURES)
 
 
 def saes(limit: int | None) -> Plan[Listing[v1.Sae]]:
     """SAEs by name."""
-    return _Saes((yield from _pages(rpc.LIST_SAES, v1.ListSaesRequest(), "saes", limit)))
+    entries = yield from _pages(rpc.LIST_SAES, v1.ListSaesRequest(), "saes", limit)
+    return Listing(entries, columns=SAES)
 
 
 def cavs(prefix: str, limit: int | None) -> Plan[Listing[v1.Cav]]:
     """CAVs by name."""
     request = v1.ListCavsRequest(prefix=prefix)
-    return _Cavs((yield from _pages(rpc.LIST_CAVS, request, "cavs", limit)))
+    entries = yield from _pages(rpc.LIST_CAVS, request, "cavs", limit)
+    return Listing(entries, columns=CAVS)
 
 
 def _pages(method: Rpc[Any, Any], request: Any, entries: str, limit: int | None) -> Plan[list[Any]]:
@@ -259,7 +261,7 @@ def import_cavs(path: Path, hook: str, model_id: str) -> Plan[Listing[v1.Cav]]:
             yield v1.ImportCavsRequest(chunk=chunk)
 
     answer = yield from _send(rpc.IMPORT_CAVS, messages())
-    return _Cavs(answer.cavs)
+    return Listing(answer.cavs, columns=CAVS)
 
 
 def _send(method: Rpc[Question, Answer], messages: Iterator[Question]) -> Plan[Answer]:

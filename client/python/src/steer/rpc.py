@@ -42,6 +42,11 @@ class Rpc(Generic[Question, Answer]):
     retriable: bool = True
 
     @property
+    def streams(self) -> bool:
+        """Whether it takes as long as there is to send or to answer."""
+        return self.streams_questions or self.streams_answers
+
+    @property
     def path(self) -> str:
         """Where it is on the wire."""
         return f"/{self.service.value}/{self.name}"
@@ -108,6 +113,20 @@ DELETE_SAE = Rpc(_R, "DeleteSae", v1.DeleteSaeRequest, v1.DeleteSaeResponse, ret
 SEARCH_FEATURES = Rpc(_R, "SearchFeatures", v1.SearchFeaturesRequest, v1.SearchFeaturesResponse)
 LIST_FEATURES = Rpc(_R, "ListFeatures", v1.ListFeaturesRequest, v1.ListFeaturesResponse)
 GET_FEATURES = Rpc(_R, "GetFeatures", v1.GetFeaturesRequest, v1.GetFeaturesResponse)
+FIND_SIMILAR_FEATURES = Rpc(
+    _R, "FindSimilarFeatures", v1.FindSimilarFeaturesRequest, v1.FindSimilarFeaturesResponse
+)
+ENCODE_ACTIVATIONS = Rpc(
+    _R, "EncodeActivations", v1.EncodeActivationsRequest, v1.EncodeActivationsResponse
+)
+TRAIN_CAVS = Rpc(
+    _R,
+    "TrainCavs",
+    v1.TrainCavsRequest,
+    v1.TrainCavsResponse,
+    streams_questions=True,
+    retriable=False,
+)
 IMPORT_FEATURE_LABELS = Rpc(
     _R,
     "ImportFeatureLabels",
