@@ -214,15 +214,22 @@ fn read_features(
 
 /// Objects that were used last, open.
 #[derive(Debug, Default)]
-struct Opened(Mutex<(u64, HashMap<String, (u64, Shared)>)>);
+struct Opened(Mutex<ByUse>);
+
+#[derive(Debug, Default)]
+struct ByUse {
+    /// Counts uses; orders them.
+    clock: u64,
+    objects: HashMap<String, (u64, Shared)>,
+}
 
 impl Opened {
-    fn lock(&self) -> MutexGuard<'_, (u64, HashMap<String, (u64, Shared)>)> {
+    fn lock(&self) -> MutexGuard<'_, ByUse> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn get(&self, digest: &str) -> Option<Shared> {
-        let (clock, objects) = &mut *self.lock();
+        let ByUse { clock, objects } = &mut *self.lock();
         let (last, object) = objects.get_mut(digest)?;
         *clock += 1;
         *last = *clock;
@@ -230,10 +237,11 @@ impl Opened {
     }
 
     fn put(&self, object: Object) -> Shared {
-        let (clock, objects) = &mut *self.lock();
+        let ByUse { clock, objects } = &mut *self.lock();
         *clock += 1;
         let object = Shared::new(object);
-        objects.insert(object.digest().to_owned(), (*clock, Shared::clone(&object)));
+        let digest = object.digest().to_owned();
+        objects.insert(digest, (*clock, Shared::clone(&object)));
         if objects.len() > OPEN_MAX {
             let oldest = objects.iter().min_by_key(|(_, (last, _))| *last);
             let oldest = oldest.map(|(digest, _)| digest.clone());
@@ -243,7 +251,7 @@ impl Opened {
     }
 
     fn remove(&self, digest: &str) {
-        self.lock().1.remove(digest);
+        self.lock().objects.remove(digest);
     }
 }
 

@@ -119,5 +119,6 @@ pub fn examine(mut reader: impl Read) -> io::Result<(String, Sums)> {
 
 /// Whether an error says that stored bytes are damaged.
 pub fn is_damage(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<Damaged>())
+    let inner = error.get_ref();
+    inner.is_some_and(|inner| inner.downcast_ref::<Damaged>().is_some())
 }

@@ -75,7 +75,7 @@ async fn objects_are_invisible_until_published_and_read_by_feature() {
     vectors.delete(&digest).await.expect("delete again");
     assert!(files(folder.path()).is_empty());
     let missing = vectors.read(&digest, &layout, &[0]).await;
-    assert!(matches!(missing, Err(Error::DataLoss(_))), "{missing:?}");
+    assert!(matches!(missing, Err(Error::DataLoss(_))));
 }
 
 #[tokio::test]
@@ -115,9 +115,11 @@ async fn no_damaged_byte_is_served() {
             "{error}"
         );
     }
-    fs::write(&path, &good[..good.len() - 4]).expect("cut off");
+    // Within the scalars.
+    let scalars = usize::try_from(scalars.start).expect("small");
+    fs::write(&path, &good[..scalars]).expect("cut off");
     let cut = vectors.read(&digest, &layout, &[1]).await;
-    assert!(matches!(cut, Err(Error::DataLoss(_))), "{cut:?}");
+    assert!(matches!(cut, Err(Error::DataLoss(_))));
     // Whoever imports it again puts it right.
     published(&vectors).await;
     vectors
@@ -165,6 +167,6 @@ fn a_bounded_number_of_objects_stays_open() {
         ));
         opened.get("0").expect("used all the time");
     }
-    assert_eq!(opened.lock().1.len(), OPEN_MAX);
+    assert_eq!(opened.lock().objects.len(), OPEN_MAX);
     assert!(opened.get("1").is_none() && opened.get(&(OPEN_MAX + 8).to_string()).is_some());
 }

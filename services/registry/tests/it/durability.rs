@@ -2,7 +2,8 @@
 //! What was acknowledged is there and whole, what was not is there whole or not at all, readers
 //! saw nothing half, and `check` finds nothing wrong.
 //!
-//! 50 deaths; `STEER_KILL_TRIALS=5000` for more. A kill leaves the page cache alone: this tries
+//! 50 deaths; `STEER_KILL_TRIALS=5000` for more; directions in a folder, or in the bucket of
+//! `STEER_TEST_S3`. A kill leaves the page cache alone: this tries
 //! atomicity and the order of writes, not what a disk does when the power fails.
 
 mod model;
@@ -84,28 +85,37 @@ async fn sudden_death_loses_nothing_that_was_acknowledged() {
     );
 }
 
+/// Where a lane's directions are: in a bucket, where there is one.
+fn objects(lane: u64) -> Vec<String> {
+    let bucket = std::env::var("STEER_TEST_S3").ok();
+    let url = bucket.map(|bucket| format!("{bucket}/deaths-{}-{lane}", std::process::id()));
+    url.map_or_else(Vec::new, |url| vec!["--objects".to_owned(), url])
+}
+
 async fn live_and_die(lane: u64, lives: u64, files: Arc<TempDir>, counts: Arc<Counts>) {
     let data = tempfile::tempdir().expect("folder");
+    let objects = objects(lane);
+    let objects: Vec<&str> = objects.iter().map(String::as_str).collect();
     let mut known = vec![Known::default(); WRITERS];
     for life in 0..lives {
         let seed = lane << 32 | life;
         let mut rng = StdRng::seed_from_u64(seed);
         if rng.random_ratio(1, STILLBORN as u32) {
-            let process = Process::spawn(data.path(), &[], &[]);
+            let process = Process::spawn(data.path(), &[], &objects);
             tokio::time::sleep(Duration::from_millis(rng.random_range(0..40))).await;
             process.kill();
         } else {
-            let process = Process::start(data.path(), &[], &[]);
+            let process = Process::start(data.path(), &[], &objects);
             let mut client = process.client().await;
             verify(&mut client, &mut known, &counts, seed).await;
             known = life_of(process, known, files.path(), &mut rng, &counts).await;
         }
         counts.deaths.fetch_add(1, Ordering::Relaxed);
     }
-    let process = Process::start(data.path(), &[], &[]);
+    let process = Process::start(data.path(), &[], &objects);
     let mut client = process.client().await;
     verify(&mut client, &mut known, &counts, lane).await;
-    let (sound, report) = check(data.path(), &[], &[]);
+    let (sound, report) = check(data.path(), &[], &objects);
     assert!(sound, "lane {lane}: {report}");
 }
 
