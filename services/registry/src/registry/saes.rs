@@ -261,7 +261,8 @@ impl Registry {
     }
 
     async fn make_visible(&self, staged: &StagedObject, record: &SaeRecord) -> Result<SaeRecord> {
-        let _objects = self.objects.lock().await;
+        let _here = self.objects.lock().await;
+        let _everywhere = self.store.lock_objects().await?;
         self.vectors.publish(staged).await?;
         match self.store.add_sae(record).await {
             Ok(record) => Ok(record),
@@ -281,7 +282,8 @@ impl Registry {
 
     /// Removes an SAE, its labels, and its directions if no other SAE has the same.
     pub async fn delete_sae(&self, sae_id: &str) -> Result<()> {
-        let _objects = self.objects.lock().await;
+        let _here = self.objects.lock().await;
+        let _everywhere = self.store.lock_objects().await?;
         match self.store.remove_sae(sae_id).await? {
             None => Err(self.sae_not_found(sae_id).await?),
             Some((_, true)) => Ok(()),
