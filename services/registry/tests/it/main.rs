@@ -3,6 +3,7 @@
 mod binary;
 mod cavs;
 mod damage;
+mod database;
 mod durability;
 mod evidence;
 mod features;
@@ -10,8 +11,10 @@ mod golden;
 mod harness;
 mod imports;
 mod lifecycle;
+mod migrations;
 mod mutations;
 mod process;
+mod replicas;
 mod s3;
 mod scans;
 mod search;
