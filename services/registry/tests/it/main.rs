@@ -3,6 +3,7 @@
 mod binary;
 mod cavs;
 mod damage;
+mod disks;
 mod durability;
 mod evidence;
 mod features;
