@@ -4,6 +4,7 @@ mod binary;
 mod cavs;
 mod damage;
 mod database;
+mod disks;
 mod durability;
 mod evidence;
 mod features;
