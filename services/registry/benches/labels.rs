@@ -87,6 +87,10 @@ async fn main() -> Result<(), Failure> {
     let address = format!("http://{}", listener.local_addr()?);
     let config = Config {
         data,
+        task: None,
+        objects: None,
+        object_cache: None,
+        object_cache_bytes: 0,
         database: arguments.database.clone().map(DatabaseUrl::from),
         database_connections: DATABASE_CONNECTIONS,
         listen: String::new(),
@@ -134,7 +138,7 @@ async fn add_saes(arguments: &Arguments, data: &Path, saes: u64) -> Result<bool,
         arguments.d_in,
         FEATURES,
     );
-    let mut writer = vectors.writer().await?;
+    let mut writer = vectors.writer()?;
     let mut left = layout.file_len() as usize - header.len();
     writer.write(header.into()).await?;
     let part = bytes::Bytes::from([0, 0, 0x80, 0x3f].repeat(CHUNK));
@@ -144,7 +148,7 @@ async fn add_saes(arguments: &Arguments, data: &Path, saes: u64) -> Result<bool,
         left -= len;
     }
     let staged = writer.finish().await?;
-    vectors.publish(&staged).await?;
+    vectors.publish(staged).await?;
     for i in 0..saes {
         let sae = SaeRecord {
             key: 0,

@@ -14,7 +14,6 @@ pub(super) trait Isa: Copy + Send + Sync {
     fn floats(self, values: &[f32; 8]) -> Self::Floats;
     fn array(self, floats: Self::Floats) -> [f32; 8];
     fn splat(self, value: f32) -> Self::Floats;
-    fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     fn multiply(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a · b + c`.
     fn fma(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
@@ -62,11 +61,6 @@ impl<const FMA: bool> Isa for Portable<FMA> {
     #[inline(always)]
     fn splat(self, value: f32) -> [f32; 8] {
         [value; 8]
-    }
-
-    #[inline(always)]
-    fn add(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
-        std::array::from_fn(|i| a[i] + b[i])
     }
 
     #[inline(always)]
@@ -154,11 +148,11 @@ mod x86 {
     use std::arch::x86_64::{
         __m128i, __m256, __m256i, _MM_HINT_T0, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtsi64_si128,
         _mm_cvtss_f32, _mm_prefetch, _mm_srli_epi16, _mm_srli_si128, _mm256_add_epi8,
-        _mm256_add_ps, _mm256_and_si256, _mm256_andnot_si256, _mm256_castsi256_si128,
-        _mm256_cmpeq_epi8, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps,
-        _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_mul_ps, _mm256_or_si256,
-        _mm256_set_m128i, _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps, _mm256_shuffle_epi8,
-        _mm256_slli_epi16, _mm256_srli_epi16,
+        _mm256_and_si256, _mm256_andnot_si256, _mm256_castsi256_si128, _mm256_cmpeq_epi8,
+        _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_extracti128_si256,
+        _mm256_fmadd_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_set_m128i, _mm256_set1_epi8,
+        _mm256_set1_epi32, _mm256_set1_ps, _mm256_shuffle_epi8, _mm256_slli_epi16,
+        _mm256_srli_epi16,
     };
 
     use super::Isa;
@@ -196,11 +190,6 @@ mod x86 {
         #[inline(always)]
         fn splat(self, value: f32) -> __m256 {
             unsafe { _mm256_set1_ps(value) }
-        }
-
-        #[inline(always)]
-        fn add(self, a: __m256, b: __m256) -> __m256 {
-            unsafe { _mm256_add_ps(a, b) }
         }
 
         #[inline(always)]
