@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, error::Error as StdError, io, time::Duration};
 
+use sqlx::postgres::PgDatabaseError;
 use steering_proto::Invalid;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -77,6 +78,9 @@ pub enum Error {
     /// Too much at once; worth another try.
     #[error("{0}")]
     Busy(String),
+    /// The database cannot be reached, or gave way to another transaction; worth another try.
+    #[error("{0}")]
+    Unavailable(&'static str),
     /// The model hub refused, or could not be reached.
     #[error("{message}")]
     Hub {
@@ -139,33 +143,80 @@ impl Error {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        const SQLITE_BUSY: i64 = 5;
-        const SQLITE_READONLY: i64 = 8;
-        const SQLITE_CORRUPT: i64 = 11;
-        const SQLITE_FULL: i64 = 13;
-        const SQLITE_NOTADB: i64 = 26;
-        let code = error
-            .as_database_error()
-            .and_then(|error| error.code()?.parse::<i64>().ok())
-            // Extended codes keep the primary code in the low byte.
-            .map(|code| code & 0xff);
-        match (code, &error) {
-            (Some(SQLITE_FULL), _) => Self::DiskFull,
-            (Some(SQLITE_READONLY), _) => Self::ReadOnly,
-            (Some(SQLITE_CORRUPT | SQLITE_NOTADB), error) => {
-                Self::DataLoss(format!("the database: {error}"))
-            }
-            (Some(SQLITE_BUSY), _) | (_, sqlx::Error::PoolTimedOut) => {
-                Self::Busy("the database is busy with another write".to_owned())
-            }
-            _ => Self::Storage(Box::new(error)),
+        if is_disk_full(&error) {
+            return Self::DiskFull;
         }
+        let code = error.as_database_error().and_then(|error| error.code());
+        let postgres = error
+            .as_database_error()
+            .is_some_and(|error| error.try_downcast_ref::<PgDatabaseError>().is_some());
+        let known = match (&error, code) {
+            (_, Some(code)) if postgres => postgres_error(&code),
+            (error, Some(code)) => sqlite_error(&code, error),
+            (sqlx::Error::PoolTimedOut, _) => Some(Self::Unavailable(
+                "the database cannot be reached, or has too much to do",
+            )),
+            (sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolClosed, _) => {
+                Some(Self::Unavailable("the connection to the database was lost"))
+            }
+            _ => None,
+        };
+        if matches!(known, Some(Self::Unavailable(_))) {
+            tracing::warn!(%error, "the database is unavailable");
+        }
+        known.unwrap_or_else(|| Self::Storage(Box::new(error)))
+    }
+}
+
+fn sqlite_error(code: &str, error: &sqlx::Error) -> Option<Error> {
+    const BUSY: i64 = 5;
+    const READ_ONLY: i64 = 8;
+    const CORRUPT: i64 = 11;
+    const FULL: i64 = 13;
+    const NOT_A_DATABASE: i64 = 26;
+    // Extended codes keep the primary code in the low byte.
+    match code.parse::<i64>().ok()? & 0xff {
+        FULL => Some(Error::DiskFull),
+        READ_ONLY => Some(Error::ReadOnly),
+        CORRUPT | NOT_A_DATABASE => Some(Error::DataLoss(format!("the database: {error}"))),
+        BUSY => Some(Error::Busy(
+            "the database is busy with another write".to_owned(),
+        )),
+        _ => None,
+    }
+}
+
+/// By SQLSTATE.
+fn postgres_error(code: &str) -> Option<Error> {
+    match code {
+        // disk_full
+        "53100" => Some(Error::DiskFull),
+        // character_not_in_repertoire, untranslatable_character
+        "22021" | "22P05" => {
+            Some(Invalid::field("request", "has a text with a NUL character").into())
+        }
+        // serialization_failure, deadlock_detected, lock_not_available
+        "40001" | "40P01" | "55P03" => Some(Error::Unavailable(
+            "the database is busy with another write",
+        )),
+        // too_many_connections, admin_shutdown, crash_shutdown, cannot_connect_now,
+        // idle_in_transaction_session_timeout; read_only_sql_transaction: a stand-by
+        "53300" | "57P01" | "57P02" | "57P03" | "25P03" | "25006" => Some(Error::Unavailable(
+            "the database takes no requests at the moment",
+        )),
+        code if code.starts_with("08") => Some(Error::Unavailable(
+            "the connection to the database was lost",
+        )),
+        _ => None,
     }
 }
 
 impl From<sqlx::migrate::MigrateError> for Error {
     fn from(error: sqlx::migrate::MigrateError) -> Self {
-        Self::Storage(Box::new(error))
+        match error {
+            sqlx::migrate::MigrateError::Execute(error) => error.into(),
+            error => Self::Storage(Box::new(error)),
+        }
     }
 }
 
@@ -252,6 +303,10 @@ impl From<Error> for Status {
             Error::Busy(_) => (
                 Code::ResourceExhausted,
                 retriable("BUSY", Duration::from_secs(2)),
+            ),
+            Error::Unavailable(_) => (
+                Code::Unavailable,
+                retriable("DATABASE", Duration::from_secs(1)),
             ),
             Error::Hub {
                 code: Code::Unavailable,
@@ -370,6 +425,21 @@ mod tests {
 
         let status = Status::from(Error::Busy("busy".to_owned()));
         assert!(status.get_details_retry_info().is_some());
+    }
+
+    #[test]
+    fn a_database_that_gives_way_is_worth_another_try() {
+        for code in ["40001", "40P01", "55P03", "57P01", "08006", "53300"] {
+            let status = Status::from(postgres_error(code).expect(code));
+            assert_eq!(status.code(), Code::Unavailable, "{code}");
+            assert!(status.get_details_retry_info().is_some(), "{code}");
+        }
+        let lost = sqlx::Error::Io(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert_eq!(Status::from(Error::from(lost)).code(), Code::Unavailable);
+        assert!(matches!(postgres_error("53100"), Some(Error::DiskFull)));
+        // unique_violation; its number's low byte is none of SQLite's codes.
+        assert!(postgres_error("23505").is_none());
+        assert!(matches!(sqlite_error("261"), Some(Error::Busy(_))));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod binary;
 mod cavs;
 mod damage;
+mod database;
 mod disks;
 mod durability;
 mod evidence;
@@ -11,8 +12,10 @@ mod golden;
 mod harness;
 mod imports;
 mod lifecycle;
+mod migrations;
 mod mutations;
 mod process;
+mod replicas;
 mod s3;
 mod scans;
 mod search;
