@@ -2,7 +2,7 @@
 //! What was acknowledged is there and whole, what was not is there whole or not at all, readers
 //! saw nothing half, and `check` finds nothing wrong.
 //!
-//! 50 deaths; `STEER_KILL_TRIALS=5000` for more; directions in a folder, or in the bucket of
+//! 50 deaths; `STEER_KILL_TRIALS=5000` for more, `STEER_KILL_LANE=4` for others; directions in a folder, or in the bucket of
 //! `STEER_TEST_S3`. A kill leaves the page cache alone: this tries
 //! atomicity and the order of writes, not what a disk does when the power fails.
 
@@ -55,8 +55,12 @@ struct Counts {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sudden_death_loses_nothing_that_was_acknowledged() {
-    let trials = std::env::var("STEER_KILL_TRIALS").ok();
-    let trials = trials.map_or(TRIALS, |text| text.parse().expect("STEER_KILL_TRIALS"));
+    let number = |name: &str, default: u64| {
+        let text = std::env::var(name).ok();
+        text.map_or(default, |text| text.parse().expect(name))
+    };
+    let trials = number("STEER_KILL_TRIALS", TRIALS);
+    let first_lane = number("STEER_KILL_LANE", 0);
     let files = Arc::new(tempfile::tempdir().expect("folder"));
     for seed in 0..SEEDS {
         write_npz(files.path(), &format!("{seed}.npz"), seed);
@@ -65,7 +69,7 @@ async fn sudden_death_loses_nothing_that_was_acknowledged() {
     let lanes = (0..LANES).map(|lane| {
         let lives = trials / LANES + u64::from(lane < trials % LANES);
         tokio::spawn(live_and_die(
-            lane,
+            first_lane + lane,
             lives,
             Arc::clone(&files),
             Arc::clone(&counts),
@@ -78,9 +82,9 @@ async fn sudden_death_loses_nothing_that_was_acknowledged() {
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     assert_eq!(count(&counts.deaths), trials);
     assert!(
-        count(&counts.acknowledged) > trials
+        count(&counts.acknowledged) > trials / 5
             && count(&counts.unsure) > 0
-            && count(&counts.reads) > trials,
+            && count(&counts.reads) > trials / 5,
         "too little was tried: {counts:?}"
     );
 }
