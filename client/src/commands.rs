@@ -2,6 +2,7 @@
 
 pub(crate) mod cavs;
 pub(crate) mod chat;
+pub(crate) mod dataset;
 pub(crate) mod demo;
 pub(crate) mod features;
 pub(crate) mod generate;

@@ -105,7 +105,10 @@ impl Client {
         features: Vec<v1::FeatureRef>,
     ) -> Result<Vec<v1::SaeFeature>, Error> {
         let asked = features.len();
-        let request = v1::GetFeaturesRequest { features };
+        let request = v1::GetFeaturesRequest {
+            features,
+            ..Default::default()
+        };
         let response = self.registry().get_features(request).await;
         let features = response
             .map_err(|s| self.registry_failed(s))?

@@ -2,7 +2,7 @@
 
 use crate::{
     HookPoint, Invalid,
-    invalid::{finite_vector, required},
+    invalid::{finite_vector, required, short},
     v1,
 };
 
@@ -185,16 +185,6 @@ impl TryFrom<v1::LabelledActivation> for LabelledActivation {
             values: finite_vector(values, "values")?,
         })
     }
-}
-
-fn short(text: &str, field: &str, len_max: usize) -> Result<(), Invalid> {
-    if text.len() <= len_max {
-        return Ok(());
-    }
-    Err(Invalid::field(
-        field,
-        format!("has {} bytes; at most {len_max}", text.len()),
-    ))
 }
 
 #[cfg(test)]

@@ -54,6 +54,14 @@ pub enum Error {
         /// Up to five names that look alike, best first.
         nearest: Vec<String>,
     },
+    /// No such statistics.
+    #[error("SAE {sae_id:?} has no statistics{}", version_named(.digest))]
+    StatisticsNotFound {
+        /// The SAE.
+        sae_id: String,
+        /// What their digest should start with; empty = any.
+        digest: String,
+    },
     /// The name is taken.
     #[error("SAE {sae_id:?} exists already; delete it first, or import under another name")]
     SaeExists {
@@ -174,6 +182,13 @@ fn is_disk_full(error: &(dyn StdError + 'static)) -> bool {
     false
 }
 
+fn version_named(digest: &str) -> String {
+    if digest.is_empty() {
+        return String::new();
+    }
+    format!(" whose digest starts with {digest:?}")
+}
+
 fn listing(intro: &str, names: &[String]) -> String {
     if names.is_empty() {
         return "there are none".to_owned();
@@ -191,6 +206,10 @@ impl From<Error> for Status {
             Error::SaeNotFound { .. } | Error::LabelNotFound { .. } | Error::CavNotFound { .. } => {
                 (Code::NotFound, not_found_details(&error))
             }
+            Error::StatisticsNotFound { sae_id, .. } => (
+                Code::NotFound,
+                info("STATISTICS_NOT_FOUND", &[("sae_id", sae_id)]),
+            ),
             Error::SaeExists { sae_id } => (
                 Code::AlreadyExists,
                 info("SAE_EXISTS", &[("sae_id", sae_id)]),

@@ -8,6 +8,7 @@ mod pages;
 mod receive;
 mod saes;
 mod similar;
+mod statistics;
 mod training;
 
 use std::{pin::Pin, sync::Arc};
@@ -128,6 +129,42 @@ impl FeatureRegistryService for RegistryService {
     ) -> Result<Response<v1::EncodeActivationsResponse>, Status> {
         Ok(Response::new(
             encode::encode(&self.registry, request.into_inner()).await?,
+        ))
+    }
+
+    async fn compute_feature_statistics(
+        &self,
+        request: Request<Streaming<v1::ComputeFeatureStatisticsRequest>>,
+    ) -> Result<Response<v1::ComputeFeatureStatisticsResponse>, Status> {
+        Ok(Response::new(
+            statistics::compute(&self.registry, request.into_inner()).await?,
+        ))
+    }
+
+    async fn list_feature_statistics_versions(
+        &self,
+        request: Request<v1::ListFeatureStatisticsVersionsRequest>,
+    ) -> Result<Response<v1::ListFeatureStatisticsVersionsResponse>, Status> {
+        Ok(Response::new(
+            statistics::versions(&self.registry, request.into_inner()).await?,
+        ))
+    }
+
+    async fn list_feature_statistics(
+        &self,
+        request: Request<v1::ListFeatureStatisticsRequest>,
+    ) -> Result<Response<v1::ListFeatureStatisticsResponse>, Status> {
+        Ok(Response::new(
+            statistics::list(&self.registry, request.into_inner()).await?,
+        ))
+    }
+
+    async fn delete_feature_statistics(
+        &self,
+        request: Request<v1::DeleteFeatureStatisticsRequest>,
+    ) -> Result<Response<v1::DeleteFeatureStatisticsResponse>, Status> {
+        Ok(Response::new(
+            statistics::delete(&self.registry, request.into_inner()).await?,
         ))
     }
 

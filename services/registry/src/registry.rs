@@ -5,6 +5,7 @@ mod features;
 mod labels;
 mod saes;
 mod scans;
+mod statistics;
 mod training;
 
 use std::{
@@ -24,6 +25,7 @@ use crate::{
 pub use features::{FEATURES_MAX, FeatureName, FeatureRef, check_index};
 pub use saes::ImportSource;
 pub use scans::{FoundFeature, SimilarQuery};
+pub use statistics::Gathering;
 pub use training::LabelledActivations;
 
 /// SAE imports that run at once: each holds up to 150 MB.
@@ -49,6 +51,7 @@ pub struct Registry {
     importing: Semaphore,
     trainings: Semaphore,
     scans: Semaphore,
+    statistics: Semaphore,
     /// Held while an object gains its first row or loses its last, so that
     /// neither happens between the two steps of the other.
     objects: Mutex<()>,
@@ -77,6 +80,7 @@ impl Registry {
             imports: Semaphore::new(IMPORTS_MAX),
             importing: Semaphore::new(IMPORTS_RUNNING_MAX),
             scans: Semaphore::new(scans::SCANS_MAX),
+            statistics: Semaphore::new(statistics::STATISTICS_MAX),
             trainings: Semaphore::new(training::TRAININGS_MAX),
             objects: Mutex::new(()),
         })

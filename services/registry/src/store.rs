@@ -3,9 +3,11 @@
 
 mod label;
 pub mod sqlite;
+mod statistics;
 mod training;
 
 pub use label::{Evidence, EvidenceValue, FeatureNotes, LabelFacts, LabelRecord, NewLabel};
+pub use statistics::{StatisticsBatches, StatisticsVersion, WhichStatistics};
 pub use training::CavTraining;
 
 use std::collections::HashMap;
@@ -14,7 +16,7 @@ use futures::stream::BoxStream;
 use steering_proto::{payload::InputNormalization, v1};
 use tonic::async_trait;
 
-use crate::{canonical::Layout, error::Result};
+use crate::{canonical::Layout, error::Result, statistics::FeatureStatistics};
 
 /// An SAE, without its directions.
 #[derive(Debug, Clone, PartialEq)]
@@ -192,6 +194,44 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     async fn search_labels(&self, search: LabelSearch<'_>) -> Result<Vec<LabelRecord>>;
     /// Labels of an SAE by feature and key.
     async fn list_labels(&self, page: LabelPage<'_>) -> Result<Vec<LabelRecord>>;
+
+    /// Stores a version of an SAE's statistics, all or nothing. One that is there already
+    /// becomes the newest again.
+    async fn add_statistics(
+        &self,
+        sae: &SaeRecord,
+        version: &StatisticsVersion,
+        features: StatisticsBatches<'_>,
+    ) -> Result<StatisticsVersion>;
+    /// Versions stored before `before`, newest first.
+    async fn list_statistics_versions(
+        &self,
+        sae: i64,
+        before: i64,
+        limit: u32,
+    ) -> Result<Vec<StatisticsVersion>>;
+    /// A version of an SAE's statistics.
+    async fn statistics_version(
+        &self,
+        sae: i64,
+        which: WhichStatistics<'_>,
+    ) -> Result<Option<StatisticsVersion>>;
+    /// Statistics of those features that fired, in no order.
+    async fn statistics_of(
+        &self,
+        version: i64,
+        indices: &[u32],
+        with_contexts: bool,
+    ) -> Result<Vec<FeatureStatistics>>;
+    /// Statistics of features that fired, from this index on.
+    async fn list_statistics(
+        &self,
+        version: i64,
+        from: u32,
+        limit: u32,
+    ) -> Result<Vec<FeatureStatistics>>;
+    /// Removes a version; whether it was there.
+    async fn remove_statistics(&self, version: i64) -> Result<bool>;
 
     /// Stores CAVs, all or none. A version that is there already becomes the
     /// newest again. Returns what is stored, without numbers.

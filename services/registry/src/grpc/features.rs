@@ -133,7 +133,10 @@ pub(super) async fn get(
     registry: &Registry,
     request: v1::GetFeaturesRequest,
 ) -> Result<v1::GetFeaturesResponse> {
-    let v1::GetFeaturesRequest { features } = request;
+    let v1::GetFeaturesRequest {
+        features,
+        include_statistics,
+    } = request;
     if !(1..=FEATURES_MAX).contains(&features.len()) {
         let message = format!(
             "has {} entries; 1 to {FEATURES_MAX} are allowed",
@@ -148,8 +151,10 @@ pub(super) async fn get(
             FeatureRef::try_from(wire).map_err(|invalid| invalid.within(&format!("features[{i}]")))
         })
         .collect::<Result<Vec<_>, Invalid>>()?;
+    let (features, statistics) = registry.features(references, include_statistics).await?;
     Ok(v1::GetFeaturesResponse {
-        features: registry.features(references).await?,
+        features,
+        statistics,
     })
 }
 

@@ -189,14 +189,14 @@ impl Registry {
         Ok((encoded, labels))
     }
 
-    fn open_sae(&self, sae: &SaeRecord) -> Result<SaeFile> {
+    pub(super) fn open_sae(&self, sae: &SaeRecord) -> Result<SaeFile> {
         Ok(SaeFile {
             file: self.vectors.open(&sae.digest)?,
             layout: sae.layout,
         })
     }
 
-    async fn scan_permit(&self) -> Result<SemaphorePermit<'_>> {
+    pub(super) async fn scan_permit(&self) -> Result<SemaphorePermit<'_>> {
         let permit = self.scans.acquire().await;
         permit.map_err(|error| Error::Storage(Box::new(error)))
     }

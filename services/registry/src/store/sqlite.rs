@@ -4,6 +4,7 @@
 mod cavs;
 mod labels;
 mod saes;
+mod statistics;
 
 use std::{collections::HashMap, path::Path, time::Duration};
 
@@ -15,9 +16,9 @@ use tonic::async_trait;
 
 use super::{
     CavAddress, CavRecord, FeatureNotes, LabelBatches, LabelCounts, LabelPage, LabelRecord,
-    LabelSearch, SaeRecord, Store,
+    LabelSearch, SaeRecord, StatisticsBatches, StatisticsVersion, Store, WhichStatistics,
 };
-use crate::error::Result;
+use crate::{error::Result, statistics::FeatureStatistics};
 
 const READERS_MAX: u32 = 8;
 /// How long a write waits for another one.
@@ -111,6 +112,54 @@ impl Store for SqliteStore {
 
     async fn list_labels(&self, page: LabelPage<'_>) -> Result<Vec<LabelRecord>> {
         self.page_of_labels(page).await
+    }
+
+    async fn add_statistics(
+        &self,
+        sae: &SaeRecord,
+        version: &StatisticsVersion,
+        features: StatisticsBatches<'_>,
+    ) -> Result<StatisticsVersion> {
+        self.insert_statistics(sae, version, features).await
+    }
+
+    async fn list_statistics_versions(
+        &self,
+        sae: i64,
+        before: i64,
+        limit: u32,
+    ) -> Result<Vec<StatisticsVersion>> {
+        self.page_of_statistics_versions(sae, before, limit).await
+    }
+
+    async fn statistics_version(
+        &self,
+        sae: i64,
+        which: WhichStatistics<'_>,
+    ) -> Result<Option<StatisticsVersion>> {
+        self.find_statistics_version(sae, which).await
+    }
+
+    async fn statistics_of(
+        &self,
+        version: i64,
+        indices: &[u32],
+        with_contexts: bool,
+    ) -> Result<Vec<FeatureStatistics>> {
+        self.find_statistics(version, indices, with_contexts).await
+    }
+
+    async fn list_statistics(
+        &self,
+        version: i64,
+        from: u32,
+        limit: u32,
+    ) -> Result<Vec<FeatureStatistics>> {
+        self.page_of_statistics(version, from, limit).await
+    }
+
+    async fn remove_statistics(&self, version: i64) -> Result<bool> {
+        self.delete_statistics(version).await
     }
 
     async fn add_cavs(&self, cavs: &[CavRecord]) -> Result<Vec<CavRecord>> {

@@ -92,6 +92,7 @@ async fn sigterm_ends_it_with_success_and_nothing_is_lost() {
     let process = Process::start(data.path(), &[], &[]);
     let request = v1::GetFeaturesRequest {
         features: vec![by_index("a", 3)],
+        ..Default::default()
     };
     let found = process
         .client()
@@ -241,6 +242,7 @@ async fn sudden_death_loses_nothing_that_was_acknowledged() {
         for &done in &acknowledged {
             let request = v1::GetFeaturesRequest {
                 features: vec![by_index(&format!("sae-{done}"), 9)],
+                ..Default::default()
             };
             let feature = client
                 .get_features(request)
@@ -283,7 +285,10 @@ async fn sudden_death_loses_nothing_that_was_acknowledged() {
     assert_eq!(objects, digests.len());
     for sae in saes {
         let all = (0..sae.d_sae).map(|i| by_index(&sae.sae_id, i)).collect();
-        let request = v1::GetFeaturesRequest { features: all };
+        let request = v1::GetFeaturesRequest {
+            features: all,
+            ..Default::default()
+        };
         process
             .client()
             .await

@@ -135,7 +135,10 @@ impl Server {
     ) -> Result<Vec<v1::SaeFeature>, Status> {
         let response = self
             .client
-            .get_features(v1::GetFeaturesRequest { features })
+            .get_features(v1::GetFeaturesRequest {
+                features,
+                ..Default::default()
+            })
             .await?;
         Ok(response.into_inner().features)
     }

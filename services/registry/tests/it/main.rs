@@ -12,4 +12,5 @@ mod mutations;
 mod scans;
 mod search;
 mod sources;
+mod statistics;
 mod training;
