@@ -7,6 +7,9 @@ use crate::{Client, Error, Listing, Service, listing::follow, v1};
 /// A message of a computation of statistics.
 pub use v1::compute_feature_statistics_request::Message as StatisticsMessage;
 
+/// A message of an import of statistics.
+pub use v1::import_feature_statistics_request::Message as ImportedStatistics;
+
 impl Client {
     /// Features as [`Client::get_features`] gives them, each with its statistics, which have
     /// no digest where none are known.
@@ -96,6 +99,25 @@ impl Client {
     ) -> Result<v1::ListFeatureStatisticsResponse, Error> {
         let response = self.registry().list_feature_statistics(request).await;
         Ok(response.map_err(|s| self.registry_failed(s))?.into_inner())
+    }
+
+    /// Stores statistics that were listed elsewhere: the version, then its features by index.
+    ///
+    /// # Errors
+    /// If the registry refuses them: they must have the digest that the version says.
+    pub async fn import_feature_statistics(
+        &self,
+        messages: impl Stream<Item = ImportedStatistics> + Send + 'static,
+    ) -> Result<v1::FeatureStatisticsVersion, Error> {
+        let messages = messages.map(|message| v1::ImportFeatureStatisticsRequest {
+            message: Some(message),
+        });
+        let response = self.registry().import_feature_statistics(messages).await;
+        let response = response.map_err(|s| self.registry_failed(s))?.into_inner();
+        response.version.ok_or_else(|| {
+            let what = "ImportFeatureStatistics left out the version";
+            Error::contract(Service::Registry, what)
+        })
     }
 
     /// Removes one version of an SAE's statistics.

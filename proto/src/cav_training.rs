@@ -83,7 +83,8 @@ impl CavMethod {
         }
     }
 
-    fn from_wire(value: i32, field: &str) -> Result<Self, Invalid> {
+    /// The wire's value, checked.
+    pub fn from_wire(value: i32, field: &str) -> Result<Self, Invalid> {
         let allowed = "CAV_METHOD_SVM, CAV_METHOD_MEAN_DIFFERENCE or CAV_METHOD_LOGISTIC is needed";
         match v1::CavMethod::try_from(value) {
             Ok(v1::CavMethod::Svm) => Ok(Self::Svm),

@@ -273,6 +273,22 @@ impl FeatureRegistryService for Registry {
         Err(Status::unimplemented("tested end to end"))
     }
 
+    type DownloadSaeStream = Messages<v1::DownloadSaeResponse>;
+
+    async fn download_sae(
+        &self,
+        _: Request<v1::DownloadSaeRequest>,
+    ) -> Result<Response<Self::DownloadSaeStream>, Status> {
+        Err(Status::unimplemented("tested end to end"))
+    }
+
+    async fn import_feature_statistics(
+        &self,
+        _: Request<Streaming<v1::ImportFeatureStatisticsRequest>>,
+    ) -> Result<Response<v1::ImportFeatureStatisticsResponse>, Status> {
+        Err(Status::unimplemented("tested end to end"))
+    }
+
     async fn train_cavs(
         &self,
         _: Request<Streaming<v1::TrainCavsRequest>>,

@@ -38,6 +38,7 @@ type EventStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[async_trait]
 impl FeatureRegistryService for RegistryService {
     type ImportSaeStream = EventStream<v1::ImportSaeResponse>;
+    type DownloadSaeStream = EventStream<v1::DownloadSaeResponse>;
     type UploadSaeStream = EventStream<v1::UploadSaeResponse>;
 
     async fn import_sae(
@@ -84,6 +85,16 @@ impl FeatureRegistryService for RegistryService {
     ) -> Result<Response<v1::DeleteSaeResponse>, Status> {
         Ok(Response::new(
             saes::delete(&self.registry, request.into_inner()).await?,
+        ))
+    }
+
+    async fn download_sae(
+        &self,
+        request: Request<v1::DownloadSaeRequest>,
+    ) -> Result<Response<Self::DownloadSaeStream>, Status> {
+        let registry = Arc::clone(&self.registry);
+        Ok(Response::new(
+            saes::download(registry, request.into_inner()).await?,
         ))
     }
 
@@ -165,6 +176,15 @@ impl FeatureRegistryService for RegistryService {
     ) -> Result<Response<v1::DeleteFeatureStatisticsResponse>, Status> {
         Ok(Response::new(
             statistics::delete(&self.registry, request.into_inner()).await?,
+        ))
+    }
+
+    async fn import_feature_statistics(
+        &self,
+        request: Request<Streaming<v1::ImportFeatureStatisticsRequest>>,
+    ) -> Result<Response<v1::ImportFeatureStatisticsResponse>, Status> {
+        Ok(Response::new(
+            statistics::import(&self.registry, request.into_inner()).await?,
         ))
     }
 

@@ -6,6 +6,7 @@ mod labels;
 mod saes;
 mod scans;
 mod statistics;
+mod statistics_import;
 mod training;
 
 use std::{
@@ -26,6 +27,7 @@ pub use features::{FEATURES_MAX, FeatureName, FeatureRef, check_index};
 pub use saes::ImportSource;
 pub use scans::{FoundFeature, SimilarQuery};
 pub use statistics::Gathering;
+pub use statistics_import::ReceivedStatistics;
 pub use training::LabelledActivations;
 
 /// SAE imports that run at once: each holds up to 150 MB.

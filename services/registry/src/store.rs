@@ -238,6 +238,14 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     async fn add_cavs(&self, cavs: &[CavRecord]) -> Result<Vec<CavRecord>>;
     /// Newest versions by name, behind `after`, without numbers.
     async fn list_cavs(&self, prefix: &str, after: &str, limit: u32) -> Result<Vec<CavRecord>>;
+    /// All versions of names that start with `prefix`, in the order of storing, behind `after`,
+    /// each with its place in that order; without numbers.
+    async fn list_cav_versions(
+        &self,
+        prefix: &str,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<(i64, CavRecord)>>;
     /// Versions at an address, newest first, at most two, with numbers.
     async fn cavs_at(&self, address: &CavAddress) -> Result<Vec<CavRecord>>;
     /// Removes the versions at an address; returns how many.
@@ -303,6 +311,14 @@ fn timestamp(ms: i64) -> prost_types::Timestamp {
         // Below 10^9, so it fits.
         nanos: i32::try_from(ms.rem_euclid(1000) * 1_000_000).unwrap_or(0),
     }
+}
+
+/// Milliseconds since 1970 of a time on the wire.
+pub fn milliseconds(time: &prost_types::Timestamp) -> i64 {
+    let prost_types::Timestamp { seconds, nanos } = time;
+    seconds
+        .saturating_mul(1000)
+        .saturating_add(i64::from(nanos / 1_000_000))
 }
 
 /// Milliseconds since 1970, UTC.

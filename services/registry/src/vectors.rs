@@ -5,6 +5,7 @@
 //! is emptied at start.
 
 use std::{
+    ops::Range,
     path::{Path as FsPath, PathBuf},
     sync::Arc,
 };
@@ -144,6 +145,11 @@ impl Vectors {
             std::io::ErrorKind::NotFound => Error::DataLoss(format!("object {digest} is missing")),
             _ => error.into(),
         })
+    }
+
+    /// Bytes of one object.
+    pub async fn read_bytes(&self, digest: &str, bytes: Range<u64>) -> Result<Bytes> {
+        Ok(self.objects.get_range(&object_path(digest), bytes).await?)
     }
 
     /// Features of one object, in the order asked for. Indices must be below `layout.d_sae`.

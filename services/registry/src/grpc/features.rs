@@ -164,7 +164,12 @@ pub(super) async fn import_labels(
 ) -> Result<v1::ImportFeatureLabelsResponse, Status> {
     use v1::import_feature_labels_request::Content;
     let first = stream.message().await?.and_then(|message| message.content);
-    let Some(Content::Header(v1::LabelImportHeader { sae_id, source })) = first else {
+    let Some(Content::Header(v1::LabelImportHeader {
+        sae_id,
+        source,
+        shared_names,
+    })) = first
+    else {
         return Err(Invalid::field("header", "must be the first message").into());
     };
     check_text(&source, "source", SOURCE_LEN_MAX).map_err(|invalid| invalid.within("header"))?;
@@ -184,7 +189,7 @@ pub(super) async fn import_labels(
         }
     }
     let counts = registry
-        .import_labels(&sae_id, &source, file.finish().await?)
+        .import_labels(&sae_id, &source, shared_names, file.finish().await?)
         .await?;
     Ok(v1::ImportFeatureLabelsResponse {
         label_count: counts.labels,

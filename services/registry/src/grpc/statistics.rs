@@ -1,8 +1,7 @@
-//! `ComputeFeatureStatistics`, `ListFeatureStatisticsVersions`, `ListFeatureStatistics`,
-//! `DeleteFeatureStatistics`.
+//! `ComputeFeatureStatistics`, `ImportFeatureStatistics`, `ListFeatureStatisticsVersions`,
+//! `ListFeatureStatistics`, `DeleteFeatureStatistics`.
 
 use std::time::Duration;
-
 use steering_proto::{
     Invalid,
     feature_statistics::{StatisticsConfig, rows, tokens},
@@ -72,17 +71,46 @@ pub(super) async fn compute(
 async fn next(
     stream: &mut Streaming<v1::ComputeFeatureStatisticsRequest>,
 ) -> Result<Option<Message>, Status> {
-    let message = tokio::time::timeout(PATIENCE, stream.message()).await;
-    let late = |_| {
-        let text = format!("no message came for {} s", PATIENCE.as_secs());
-        Status::deadline_exceeded(text)
-    };
-    match message.map_err(late)?? {
+    match patiently(stream.message()).await? {
         None => Ok(None),
         Some(v1::ComputeFeatureStatisticsRequest { message }) => {
             Ok(Some(required(message, "message")?))
         }
     }
+}
+
+async fn patiently<T>(message: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let message = tokio::time::timeout(PATIENCE, message).await;
+    message.map_err(|_| {
+        let text = format!("no message came for {} s", PATIENCE.as_secs());
+        Status::deadline_exceeded(text)
+    })?
+}
+
+pub(super) async fn import(
+    registry: &Registry,
+    mut stream: Streaming<v1::ImportFeatureStatisticsRequest>,
+) -> Result<v1::ImportFeatureStatisticsResponse, Status> {
+    use v1::import_feature_statistics_request::Message;
+    let _permit = registry.admit_statistics()?;
+    let first = patiently(stream.message()).await?;
+    let Some(Message::Version(version)) = first.and_then(|first| first.message) else {
+        return Err(Invalid::field("version", "must be in the first message of the stream").into());
+    };
+    let (sae, version) = registry.check_statistics_version(version).await?;
+    let mut received = registry.receive_statistics(sae, version)?;
+    while let Some(v1::ImportFeatureStatisticsRequest { message }) =
+        patiently(stream.message()).await?
+    {
+        match required(message, "message")? {
+            Message::Statistics(wire) => received.push(wire)?,
+            Message::Version(_) => return Err(Invalid::field("version", "is there twice").into()),
+        }
+    }
+    let (sae, stored) = registry.import_statistics(received).await?;
+    Ok(v1::ImportFeatureStatisticsResponse {
+        version: Some(stored.into_wire(&sae.name, &sae.digest)),
+    })
 }
 
 pub(super) async fn versions(

@@ -1,6 +1,6 @@
 //! SAEs: import, listing, removal.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{ops::Range, path::PathBuf, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use steering_proto::Invalid;
@@ -96,6 +96,12 @@ impl Registry {
         let (layout, staged) = self
             .write_canonical(source, &resolved, field, &progress)
             .await?;
+        let provenance = options.provenance;
+        let wrong = provenance.as_ref().map(|known| known.check(&staged.digest));
+        if let Some(Err(invalid)) = wrong {
+            self.vectors.discard(&staged).await?;
+            return Err(invalid.into());
+        }
         let record = SaeRecord {
             key: 0,
             name: options.sae_id,
@@ -108,6 +114,15 @@ impl Registry {
             origin: opened.origin,
             created_at_ms: now_ms(),
             label_count: 0,
+        };
+        let record = match provenance {
+            Some(known) => SaeRecord {
+                format: known.format,
+                origin: known.origin,
+                created_at_ms: known.created_at_ms.unwrap_or(record.created_at_ms),
+                ..record
+            },
+            None => record,
         };
         drop(opened.upload);
         let record = self.make_visible(&staged, &record).await?;
@@ -272,6 +287,11 @@ impl Registry {
                 Err(error)
             }
         }
+    }
+
+    /// Bytes of an SAE's canonical file.
+    pub async fn read_sae(&self, sae: &SaeRecord, bytes: Range<u64>) -> Result<Bytes> {
+        self.vectors.read_bytes(&sae.digest, bytes).await
     }
 
     /// SAEs by name, behind `after`.

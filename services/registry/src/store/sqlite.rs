@@ -170,6 +170,15 @@ impl Store for SqliteStore {
         self.page_of_cavs(prefix, after, limit).await
     }
 
+    async fn list_cav_versions(
+        &self,
+        prefix: &str,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<(i64, CavRecord)>> {
+        self.page_of_cav_versions(prefix, after, limit).await
+    }
+
     async fn cavs_at(&self, address: &CavAddress) -> Result<Vec<CavRecord>> {
         self.find_cavs(address).await
     }

@@ -88,6 +88,7 @@ impl Server {
         let header = v1::LabelImportHeader {
             sae_id: sae_id.to_owned(),
             source: String::new(),
+            shared_names: false,
         };
         let contents = std::iter::once(Content::Header(header)).chain(
             text.chunks(1000)
@@ -190,6 +191,7 @@ pub(crate) fn options(name: &str) -> v1::SaeImportOptions {
         hook_name: HOOK.to_owned(),
         model_id: MODEL.to_owned(),
         activation_scale: None,
+        provenance: None,
     }
 }
 

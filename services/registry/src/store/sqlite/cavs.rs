@@ -16,11 +16,12 @@ struct Row {
     model_id: String,
     origin: String,
     created_at_ms: i64,
+    stored: i64,
     training: Option<String>,
 }
 
 const COLUMNS: &str =
-    "SELECT id, name, digest, model_id, origin, created_at_ms, training FROM cavs ";
+    "SELECT id, name, digest, model_id, origin, created_at_ms, stored, training FROM cavs ";
 
 impl SqliteStore {
     pub(super) async fn insert_cavs(&self, cavs: &[CavRecord]) -> Result<Vec<CavRecord>> {
@@ -52,6 +53,27 @@ impl SqliteStore {
         let mut connection = self.readers.acquire().await?;
         for row in rows {
             cavs.push(complete(&mut connection, row, false).await?);
+        }
+        Ok(cavs)
+    }
+
+    pub(super) async fn page_of_cav_versions(
+        &self,
+        prefix: &str,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<(i64, CavRecord)>> {
+        let mut query = QueryBuilder::<Sqlite>::new(COLUMNS);
+        query.push("WHERE stored > ").push_bind(after);
+        query.push(" AND name >= ").push_bind(prefix);
+        query.push(" AND name < ").push_bind(prefix_end(prefix));
+        query.push(" ORDER BY stored LIMIT ").push_bind(limit);
+        let rows: Vec<Row> = query.build_query_as().fetch_all(&self.readers).await?;
+        let mut cavs = Vec::with_capacity(rows.len());
+        let mut connection = self.readers.acquire().await?;
+        for row in rows {
+            let stored = row.stored;
+            cavs.push((stored, complete(&mut connection, row, false).await?));
         }
         Ok(cavs)
     }
@@ -111,7 +133,7 @@ async fn store(connection: &mut SqliteConnection, cav: &CavRecord) -> Result<Cav
         "INSERT INTO cavs (name, digest, model_id, origin, created_at_ms, training, stored) \
          VALUES (?, ?, ?, ?, ?, ?, (SELECT COALESCE(MAX(stored), 0) + 1 FROM cavs)) \
          ON CONFLICT (name, digest) DO UPDATE SET stored = excluded.stored, training = COALESCE(excluded.training, cavs.training) \
-         RETURNING id, name, digest, model_id, origin, created_at_ms, training",
+         RETURNING id, name, digest, model_id, origin, created_at_ms, stored, training",
     )
     .bind(name)
     .bind(digest)
@@ -186,6 +208,7 @@ async fn complete(
         model_id,
         origin,
         created_at_ms,
+        stored: _,
         training,
     } = row;
     let training = training.map(|json| serde_json::from_str(&json)).transpose();

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
 use steering_proto::v1::{self, compute_feature_statistics_request::Message};
 use tokio_stream::iter;
 use tonic::Status;
@@ -15,12 +16,15 @@ fn formats() -> PathBuf {
 }
 
 /// Imports a fixture's SAE of 40 features, 20 wide, under its folder's name.
-pub(super) async fn import(server: &mut Server, folder: &str, path: &str) {
+pub(super) async fn import(server: &mut Server, folder: &str) {
+    let expected = std::fs::read(formats().join(folder).join("expected.json")).expect("expected");
+    let expected: Value = serde_json::from_slice(&expected).expect("JSON");
     let mut options = options(folder);
-    if path == "sae" {
+    if expected["hook_name"].is_string() {
         // These files name both.
         (options.hook_name, options.model_id) = (String::new(), String::new());
     }
+    let path = expected["path"].as_str().expect("a path");
     let path = formats().join(folder).join(path);
     let sae = import_with(&mut server.client, &path, options)
         .await
