@@ -7,10 +7,41 @@ use steering_service::{Operation, Security};
 /// Serves SAE features, their labels, and CAVs.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "steer-registry", version, about, after_help = EXAMPLES)]
+#[command(disable_help_subcommand = true)]
 pub struct Config {
+    /// What to do; without it, serve.
+    #[command(subcommand)]
+    pub task: Option<Task>,
+
     /// Folder that holds everything; created if need be.
-    #[arg(long, env = "STEER_REGISTRY_DATA", value_name = "DIR", default_value_os_t = default_data())]
+    #[arg(long, env = "STEER_REGISTRY_DATA", value_name = "DIR", default_value_os_t = default_data(), global = true)]
     pub data: PathBuf,
+
+    /// Where directions are kept: s3://BUCKET/PREFIX, with credentials and endpoint from
+    /// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL and AWS_ALLOW_HTTP
+    /// [default: the folder "objects" of --data].
+    #[arg(
+        long,
+        env = "STEER_REGISTRY_OBJECTS",
+        value_name = "URL",
+        global = true
+    )]
+    pub objects: Option<String>,
+
+    /// Folder for what was read of --objects; one process's own [default: the folder "cache"
+    /// of --data].
+    #[arg(long, env = "STEER_REGISTRY_OBJECT_CACHE", value_name = "DIR")]
+    pub object_cache: Option<PathBuf>,
+
+    /// Bytes that this folder may take. Whole SAEs are read (similar features, encoding) only
+    /// if they fit.
+    #[arg(
+        long,
+        env = "STEER_REGISTRY_OBJECT_CACHE_BYTES",
+        value_name = "N",
+        default_value_t = 8 << 30
+    )]
+    pub object_cache_bytes: u64,
 
     /// Address to listen on, host:port.
     #[arg(
@@ -62,13 +93,35 @@ pub struct Config {
     pub operation: Operation,
 }
 
+/// What to do instead of serving.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Task {
+    /// Read everything that is stored and verify it, also while a registry serves it. Exit
+    /// code 1 if something is wrong.
+    Check {
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Copy everything into a new folder, which `steer-registry --data` serves, also while a
+    /// registry serves the original; and verify the copy.
+    Backup {
+        /// The new folder.
+        #[arg(value_name = "TO_DIR")]
+        to: PathBuf,
+    },
+}
+
 const EXAMPLES: &str = "Every flag can also be set in a TOML file (--config), as `import-root = [\"/saes\"]`.
 
 Examples:
   steer-registry
   steer-registry --data ./registry --import-root ./saes --hub-allow 'google/*'
   steer-registry --listen 0.0.0.0:50052 --api-keys keys.jsonl --tls-cert tls.crt --tls-key tls.key \\
-      --health-listen 0.0.0.0:8082";
+      --health-listen 0.0.0.0:8082
+  steer-registry --data ./registry --objects s3://bucket/registry
+  steer-registry check --data ./registry
+  steer-registry backup --data ./registry /backups/monday";
 
 /// `$XDG_DATA_HOME/steer/registry`, else `~/.local/share/steer/registry`.
 fn default_data() -> PathBuf {

@@ -6,7 +6,7 @@ use steering_proto::Invalid;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::format::FormatError;
+use crate::{format::FormatError, vectors::is_damage};
 
 /// `domain` of every `google.rpc.ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "registry.steering.v1";
@@ -55,12 +55,12 @@ pub enum Error {
         nearest: Vec<String>,
     },
     /// No such statistics.
-    #[error("SAE {sae_id:?} has no statistics{}", version_named(.digest))]
+    #[error("SAE {sae_id:?} has no statistics{which}")]
     StatisticsNotFound {
         /// The SAE.
         sae_id: String,
-        /// What their digest should start with; empty = any.
-        digest: String,
+        /// Which; empty = any.
+        which: String,
     },
     /// The name is taken.
     #[error("SAE {sae_id:?} exists already; delete it first, or import under another name")]
@@ -96,9 +96,28 @@ pub enum Error {
     /// The disk is full.
     #[error("the registry's disk is full; reads go on, nothing was stored")]
     DiskFull,
+    /// The disk takes no writes.
+    #[error("the registry's disk is read-only: nothing was stored")]
+    ReadOnly,
     /// Stored data is missing or damaged.
-    #[error("stored data is damaged: {0}")]
+    #[error("stored data is damaged: {0}; `steer-registry check` finds all that is")]
     DataLoss(String),
+    /// The object store did not answer, or not in time; worth another try.
+    #[error("the object store cannot be used at the moment: {0}")]
+    ObjectStore(String),
+    /// Something is to be read as a whole that the cache has no room for.
+    #[error(
+        "object {digest} of {len} bytes does not fit into the object cache of {limit} bytes; start \
+         the registry with a larger --object-cache-bytes"
+    )]
+    CacheTooSmall {
+        /// The object.
+        digest: String,
+        /// Its length.
+        len: u64,
+        /// Bytes that the cache may hold.
+        limit: u64,
+    },
     /// Storage failed otherwise.
     #[error("storage failed: {0}")]
     Storage(#[source] Box<dyn StdError + Send + Sync>),
@@ -108,6 +127,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// Says whose data are damaged, if they are.
+    pub fn of_sae(self, name: &str) -> Self {
+        match self {
+            Self::DataLoss(text) => Self::DataLoss(format!("SAE {name:?}: {text}")),
+            other => other,
+        }
+    }
+
     /// A file named by request field `field` that cannot be used.
     pub fn file(field: &'static str, error: FormatError) -> Self {
         match error {
@@ -121,7 +148,10 @@ impl Error {
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         const SQLITE_BUSY: i64 = 5;
+        const SQLITE_READONLY: i64 = 8;
+        const SQLITE_CORRUPT: i64 = 11;
         const SQLITE_FULL: i64 = 13;
+        const SQLITE_NOTADB: i64 = 26;
         let code = error
             .as_database_error()
             .and_then(|error| error.code()?.parse::<i64>().ok())
@@ -129,6 +159,10 @@ impl From<sqlx::Error> for Error {
             .map(|code| code & 0xff);
         match (code, &error) {
             (Some(SQLITE_FULL), _) => Self::DiskFull,
+            (Some(SQLITE_READONLY), _) => Self::ReadOnly,
+            (Some(SQLITE_CORRUPT | SQLITE_NOTADB), error) => {
+                Self::DataLoss(format!("the database: {error}"))
+            }
             (Some(SQLITE_BUSY), _) | (_, sqlx::Error::PoolTimedOut) => {
                 Self::Busy("the database is busy with another write".to_owned())
             }
@@ -149,7 +183,11 @@ impl From<object_store::Error> for Error {
             object_store::Error::NotFound { path, .. } => {
                 Self::DataLoss(format!("object {path} is missing"))
             }
-            error if is_disk_full(&error) => Self::DiskFull,
+            // What is left after all retries.
+            error @ object_store::Error::Generic { .. } => {
+                tracing::warn!(%error, "the object store failed");
+                Self::ObjectStore(root_cause(&error))
+            }
             error => Self::Storage(Box::new(error)),
         }
     }
@@ -159,6 +197,10 @@ impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
         if is_disk_full(&error) {
             Self::DiskFull
+        } else if error.kind() == io::ErrorKind::ReadOnlyFilesystem {
+            Self::ReadOnly
+        } else if is_damage(&error) {
+            Self::DataLoss(error.to_string())
         } else {
             Self::Storage(Box::new(error))
         }
@@ -182,11 +224,12 @@ fn is_disk_full(error: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-fn version_named(digest: &str) -> String {
-    if digest.is_empty() {
-        return String::new();
+fn root_cause(error: &dyn StdError) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
     }
-    format!(" whose digest starts with {digest:?}")
+    cause.to_string()
 }
 
 fn listing(intro: &str, names: &[String]) -> String {
@@ -228,6 +271,15 @@ impl From<Error> for Status {
             } => (Code::Unavailable, retriable("HUB", Duration::from_secs(10))),
             Error::Hub { code, .. } => (*code, info("HUB", &[])),
             Error::DiskFull => (Code::ResourceExhausted, info("DISK_FULL", &[])),
+            Error::ReadOnly => (Code::FailedPrecondition, info("READ_ONLY", &[])),
+            Error::ObjectStore(_) => (
+                Code::Unavailable,
+                retriable("OBJECT_STORE", Duration::from_secs(5)),
+            ),
+            Error::CacheTooSmall { .. } => (
+                Code::FailedPrecondition,
+                info("OBJECT_CACHE_TOO_SMALL", &[]),
+            ),
             Error::DataLoss(_) => (Code::DataLoss, info("DATA_LOSS", &[])),
             Error::Storage(source) => {
                 tracing::error!(error = %source, "storage failed");
@@ -335,13 +387,8 @@ mod tests {
     #[test]
     fn a_full_disk_is_told_apart_however_deep_it_hides() {
         let full = || io::Error::from(io::ErrorKind::StorageFull);
-        let wrapped = object_store::Error::Generic {
-            store: "local",
-            source: Box::new(full()),
-        };
         for error in [
             Error::from(full()),
-            Error::from(wrapped),
             Error::file("path", FormatError::Io(full())),
         ] {
             assert!(matches!(error, Error::DiskFull), "{error:?}");

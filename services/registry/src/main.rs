@@ -12,6 +12,13 @@ async fn main() -> ExitCode {
     if let Err(error) = logging::init(&config.log, config.operation.log_format) {
         return fail(&error);
     }
+    if let Some(task) = config.task.clone() {
+        return match steering_registry::perform(task, &config).await {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => fail(&error.to_string()),
+        };
+    }
     let stop = match stop_signal() {
         Ok(stop) => stop,
         Err(error) => return fail(&format!("cannot wait for SIGTERM: {error}")),

@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Result},
     import::access::{Access, HubAccess},
     store::{SaeRecord, Store},
-    vectors::Vectors,
+    vectors::{Stored, Vectors},
 };
 
 pub use features::{FEATURES_MAX, FeatureName, FeatureRef, check_index};
@@ -94,11 +94,10 @@ impl Registry {
     }
 
     /// Removes objects that no SAE has: left by a process that ended between
-    /// making them visible and naming them. For a store that no other process
-    /// writes to.
+    /// making them visible and naming them.
     pub async fn remove_orphans(&self) -> Result<()> {
-        let _objects = self.objects.lock().await;
-        for digest in self.vectors.digests().await? {
+        for Stored { digest, .. } in self.vectors.list().await? {
+            let _objects = self.objects.lock().await;
             if !self.store.has_digest(&digest).await? {
                 tracing::info!(digest, "removing directions that no SAE has");
                 self.vectors.delete(&digest).await?;
@@ -154,6 +153,21 @@ impl Registry {
                 )
                 .into())
             }
+        }
+    }
+
+    /// Why an SAE could not be read: damage, unless it was deleted meanwhile.
+    async fn unreadable(&self, sae: &SaeRecord, error: Error) -> Error {
+        if !matches!(error, Error::DataLoss(_)) {
+            return error;
+        }
+        match self.store.sae(&sae.name).await {
+            Ok(Some(now)) if now.digest == sae.digest => error.of_sae(&sae.name),
+            Ok(_) => self
+                .sae_not_found(&sae.name)
+                .await
+                .unwrap_or_else(|error| error),
+            Err(error) => error,
         }
     }
 

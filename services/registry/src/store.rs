@@ -10,7 +10,7 @@ pub use label::{Evidence, EvidenceValue, FeatureNotes, LabelFacts, LabelRecord, 
 pub use statistics::{StatisticsBatches, StatisticsVersion, WhichStatistics};
 pub use training::CavTraining;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use futures::stream::BoxStream;
 use steering_proto::{payload::InputNormalization, v1};
@@ -252,6 +252,13 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     async fn remove_cavs(&self, address: &CavAddress) -> Result<u32>;
     /// Names of CAVs, at most `limit`.
     async fn cav_names(&self, limit: u32) -> Result<Vec<String>>;
+    /// Names and digests of CAVs, all versions, behind `after`.
+    async fn cav_versions(&self, after: (&str, &str), limit: u32) -> Result<Vec<(String, String)>>;
+
+    /// What the database itself finds wrong with its data.
+    async fn damage(&self) -> Result<Vec<String>>;
+    /// Writes all that is committed at one moment into a new SQLite file.
+    async fn copy_to(&self, path: &Path) -> Result<()>;
 
     /// Ends all use of the store.
     async fn close(&self);

@@ -53,16 +53,15 @@ pub(super) async fn download(
 ) -> Result<EventStream<v1::DownloadSaeResponse>> {
     let v1::DownloadSaeRequest { sae_id } = request;
     let sae = registry.sae(&named(sae_id)?).await?;
+    let file = registry.whole(&sae).await?;
     let len = sae.layout.file_len();
     let starts = stream::iter((0..len).step_by(CHUNK_LEN));
     let chunks = starts.then(move |start| {
-        let (registry, sae) = (registry.clone(), sae.clone());
+        let (registry, sae, file) = (registry.clone(), sae.clone(), file.clone());
         async move {
             let bytes = start..len.min(start + CHUNK_LEN as u64);
-            let chunk = registry.read_sae(&sae, bytes).await?;
-            Ok(v1::DownloadSaeResponse {
-                chunk: chunk.to_vec(),
-            })
+            let chunk = registry.read_sae(&sae, &file, bytes).await?;
+            Ok(v1::DownloadSaeResponse { chunk })
         }
     });
     Ok(Box::pin(chunks))

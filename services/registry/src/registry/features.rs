@@ -91,10 +91,7 @@ impl Registry {
             let notes = self.store.feature_notes(sae.key, &indices).await?;
             let newest = self.newest_statistics(sae.key, &indices, with_statistics);
             let newest = newest.await?;
-            let numbers = self
-                .vectors
-                .read(&sae.digest, &sae.layout, &indices)
-                .await?;
+            let numbers = self.numbers(&sae, &indices).await?;
             for ((position, index, label), numbers) in wanted.into_iter().zip(numbers) {
                 let mut notes = notes.get(&index).cloned().unwrap_or_default();
                 // The name it was asked for by, rather than its best one.
@@ -116,6 +113,18 @@ impl Registry {
         let features =
             features.ok_or_else(|| Error::DataLoss("a feature is missing".to_owned()))?;
         Ok((features, statistics))
+    }
+
+    /// Directions of an SAE's features, in the order asked for.
+    pub(super) async fn numbers(
+        &self,
+        sae: &SaeRecord,
+        indices: &[u32],
+    ) -> Result<Vec<FeatureNumbers>> {
+        match self.vectors.read(&sae.digest, &sae.layout, indices).await {
+            Err(error) => Err(self.unreadable(sae, error).await),
+            numbers => numbers,
+        }
     }
 
     /// Looks every reference up, grouped by the name of the SAE.

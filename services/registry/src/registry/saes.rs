@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::Registry;
 use crate::{
+    blocking::blocking,
     canonical::Layout,
     error::{Error, Result},
     format::FormatError,
@@ -21,6 +22,7 @@ use crate::{
         options::{ImportOptions, Resolved},
     },
     progress::Progress,
+    scan::SaeFile,
     store::{SaeRecord, now_ms},
     vectors::StagedObject,
 };
@@ -97,10 +99,8 @@ impl Registry {
             .write_canonical(source, &resolved, field, &progress)
             .await?;
         let provenance = options.provenance;
-        let wrong = provenance.as_ref().map(|known| known.check(&staged.digest));
-        if let Some(Err(invalid)) = wrong {
-            self.vectors.discard(&staged).await?;
-            return Err(invalid.into());
+        if let Some(known) = &provenance {
+            known.check(&staged.digest)?;
         }
         let record = SaeRecord {
             key: 0,
@@ -125,7 +125,7 @@ impl Registry {
             None => record,
         };
         drop(opened.upload);
-        let record = self.make_visible(&staged, &record).await?;
+        let record = self.make_visible(staged, &record).await?;
         let total_ms = started.elapsed().as_millis();
         tracing::info!(
             sae = record.name,
@@ -238,7 +238,7 @@ impl Registry {
             narrow(source.encoder.features())?,
         );
         let described = (layout, source.normalization, source.format);
-        let mut writer = self.vectors.writer().await?;
+        let mut writer = self.vectors.writer()?;
         let (sender, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_WAITING_MAX);
         let (scale, converting) = (resolved.scale, Arc::clone(progress));
         let conversion = tokio::task::spawn_blocking(move || {
@@ -264,10 +264,7 @@ impl Registry {
             .map_err(|error| Error::Storage(Box::new(error)))?;
         // A storage error is the cause of the conversion's end, not the other way round.
         let outcome = written.and_then(|()| converted.map_err(|error| Error::file(field, error)));
-        if let Err(error) = outcome {
-            writer.abort().await;
-            return Err(error);
-        }
+        outcome?;
         let _ = progress.report("storing", 0, layout.file_len());
         let started = Instant::now();
         let staged = writer.finish().await?;
@@ -275,14 +272,28 @@ impl Registry {
         Ok((described, staged))
     }
 
-    async fn make_visible(&self, staged: &StagedObject, record: &SaeRecord) -> Result<SaeRecord> {
-        let _objects = self.objects.lock().await;
-        self.vectors.publish(staged).await?;
+    async fn make_visible(&self, staged: StagedObject, record: &SaeRecord) -> Result<SaeRecord> {
+        // An upload takes long, and what nobody has named yet stays in a bucket for a while.
+        let held = if self.vectors.keeps_unnamed() {
+            self.vectors.publish(staged).await?;
+            self.objects.lock().await
+        } else {
+            let held = self.objects.lock().await;
+            self.vectors.publish(staged).await?;
+            held
+        };
+        let stored = self.name(record).await;
+        drop(held);
+        stored
+    }
+
+    /// Gives an object that is visible a name; removes it if that fails.
+    async fn name(&self, record: &SaeRecord) -> Result<SaeRecord> {
         match self.store.add_sae(record).await {
             Ok(record) => Ok(record),
             Err(error) => {
-                if !self.store.has_digest(&staged.digest).await.unwrap_or(true) {
-                    self.vectors.delete(&staged.digest).await?;
+                if !self.store.has_digest(&record.digest).await.unwrap_or(true) {
+                    self.vectors.delete(&record.digest).await?;
                 }
                 Err(error)
             }
@@ -290,8 +301,21 @@ impl Registry {
     }
 
     /// Bytes of an SAE's canonical file.
-    pub async fn read_sae(&self, sae: &SaeRecord, bytes: Range<u64>) -> Result<Bytes> {
-        self.vectors.read_bytes(&sae.digest, bytes).await
+    pub async fn read_sae(
+        &self,
+        sae: &SaeRecord,
+        file: &SaeFile,
+        bytes: Range<u64>,
+    ) -> Result<Vec<u8>> {
+        let object = Arc::clone(&file.object);
+        let read = blocking(move || {
+            let mut buffer = Vec::new();
+            Ok(object.read(&bytes, &mut buffer).map(<[u8]>::to_vec))
+        });
+        match read.await? {
+            Ok(bytes) => Ok(bytes),
+            Err(error) => Err(self.unreadable(sae, error.into()).await),
+        }
     }
 
     /// SAEs by name, behind `after`.
@@ -308,13 +332,4 @@ impl Registry {
             Some((digest, false)) => self.vectors.delete(&digest).await,
         }
     }
-}
-
-/// Runs work that blocks on a thread for such work.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| Error::Storage(Box::new(error)))?
 }

@@ -13,12 +13,14 @@ use steering_proto::{
 use tokio::sync::{SemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Registry, saes::blocking};
+use super::Registry;
 use crate::{
+    blocking::blocking,
     error::{Error, Result},
-    scan::{Gathered, Rows, SaeFile},
+    scan::{Gathered, Rows},
     statistics::{Corpus, FeatureStatistics},
     store::{SaeRecord, StatisticsVersion, WhichStatistics, now_ms},
+    vectors::is_damage,
 };
 
 /// Computations at once: each holds up to 1.2 KB for every feature of its SAE.
@@ -37,7 +39,6 @@ const DIGEST_PREFIX_MIN: usize = 8;
 pub struct Gathering {
     config: StatisticsConfig,
     sae: SaeRecord,
-    file: Arc<SaeFile>,
     gathered: Arc<Gathered>,
     corpus: Corpus,
     /// Activations that wait to be encoded, and where they are.
@@ -114,12 +115,11 @@ impl Registry {
     /// Begins statistics of an SAE's features.
     pub async fn gather_statistics(&self, config: StatisticsConfig) -> Result<Gathering> {
         let sae = self.sae(&config.sae_id).await?;
-        let file = self.open_sae(&sae)?;
+        let file = self.whole(&sae).await?;
         Ok(Gathering {
             config,
             gathered: Arc::new(Gathered::new(&file)),
             corpus: Corpus::create(&self.staging)?,
-            file: Arc::new(file),
             sae,
             waiting: Vec::new(),
             places: Vec::new(),
@@ -147,18 +147,27 @@ impl Registry {
         if places.is_empty() {
             return Ok(());
         }
-        let (file, gathered) = (gathering.file.clone(), gathering.gathered.clone());
-        let normalization = gathering.sae.normalization;
+        let gathered = gathering.gathered.clone();
+        let sae = &gathering.sae;
+        let normalization = sae.normalization;
+        let file = self.whole(sae).await?;
         let _permit = self.scan_permit().await?;
-        blocking(move || {
+        let counted = blocking(move || {
             let rows = Rows {
                 activations: &activations,
                 normalization,
                 places: &places,
             };
-            Ok(gathered.add(&file, rows)?)
-        })
-        .await
+            Ok(gathered.add(&file, rows))
+        });
+        let Err(error) = counted.await? else {
+            return Ok(());
+        };
+        // What was counted of these rows cannot be taken back; who tries again reads anew.
+        if is_damage(&error) {
+            self.vectors.refetch(&sae.digest)?;
+        }
+        Err(self.unreadable(sae, error.into()).await)
     }
 
     /// Stores what was gathered; `text_count` texts must have come.
@@ -260,7 +269,10 @@ impl Registry {
         let found = self.store.statistics_version(sae.key, which).await?;
         found.ok_or_else(|| Error::StatisticsNotFound {
             sae_id: sae.name.clone(),
-            digest: prefix.to_owned(),
+            which: match prefix {
+                "" => String::new(),
+                _ => format!(" whose digest starts with {prefix:?}"),
+            },
         })
     }
 

@@ -83,8 +83,8 @@ pub(super) fn encode_blocks<S: Default + Send>(
     let rooms = sae.visit(BLOCK_BYTES, |room: &mut Room<S>, block| {
         let first = block.start;
         let [encoder, scalars] = sae.layout.encoder_ranges(block);
-        let rows = room.encoder.read(&sae.file, &encoder)?;
-        let scalars = room.scalars.read(&sae.file, &scalars)?;
+        let rows = room.encoder.read(&sae.object, &encoder)?;
+        let scalars = room.scalars.read(&sae.object, &scalars)?;
         let rows =
             ArrayView2::from_shape((rows.len() / width, width), rows).map_err(io::Error::other)?;
         let products = std::mem::take(&mut room.products);

@@ -5,11 +5,13 @@ mod cavs;
 mod labels;
 mod saes;
 mod statistics;
+mod upkeep;
 
 use std::{collections::HashMap, path::Path, time::Duration};
 
 use sqlx::{
-    SqlitePool,
+    Connection, SqlitePool,
+    migrate::Migrator,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tonic::async_trait;
@@ -23,6 +25,9 @@ use crate::{error::Result, statistics::FeatureStatistics};
 const READERS_MAX: u32 = 8;
 /// How long a write waits for another one.
 const WRITE_WAIT: Duration = Duration::from_secs(30);
+/// How long SQLite waits for another process.
+const BUSY_WAIT: Duration = Duration::from_secs(10);
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// Metadata in an SQLite file.
 #[derive(Debug, Clone)]
@@ -41,13 +46,19 @@ impl SqliteStore {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(10));
+            .busy_timeout(BUSY_WAIT);
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(WRITE_WAIT)
+            // After a commit for which the disk had no room, SQLite has left the transaction
+            // and sqlx has not: such a connection never writes again.
+            .before_acquire(|connection, _| {
+                let usable = !connection.is_in_transaction();
+                Box::pin(async move { Ok(usable) })
+            })
             .connect_with(options.clone())
             .await?;
-        sqlx::migrate!("migrations/sqlite").run(&writer).await?;
+        MIGRATIONS.run(&writer).await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
             .min_connections(1)
@@ -189,6 +200,18 @@ impl Store for SqliteStore {
 
     async fn cav_names(&self, limit: u32) -> Result<Vec<String>> {
         self.find_cav_names(limit).await
+    }
+
+    async fn cav_versions(&self, after: (&str, &str), limit: u32) -> Result<Vec<(String, String)>> {
+        self.page_of_versions(after, limit).await
+    }
+
+    async fn damage(&self) -> Result<Vec<String>> {
+        self.find_damage().await
+    }
+
+    async fn copy_to(&self, path: &Path) -> Result<()> {
+        self.write_copy(path).await
     }
 
     async fn close(&self) {

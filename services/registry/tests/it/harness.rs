@@ -38,6 +38,10 @@ impl Server {
         let address = listener.local_addr().expect("address");
         let config = Config {
             data: data.path().to_owned(),
+            task: None,
+            objects: None,
+            object_cache: None,
+            object_cache_bytes: 8 << 30,
             listen: String::new(),
             import_roots,
             hub_allow: Vec::new(),
@@ -164,7 +168,7 @@ impl Server {
         saes.into_iter().map(|sae| sae.sae_id).collect()
     }
 
-    /// All files below `objects` and `staging`.
+    /// All files below `objects` and `staging`, but for checksums.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let mut files = Vec::new();
         let mut folders = vec![
@@ -174,6 +178,9 @@ impl Server {
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(folder).into_iter().flatten() {
                 let path = entry.expect("entry").path();
+                if path.ends_with("objects/sums") {
+                    continue;
+                }
                 if path.is_dir() {
                     folders.push(path);
                 } else {
@@ -211,7 +218,7 @@ pub(crate) async fn import_with(
             return Ok(sae);
         }
     }
-    panic!("the stream ended without an SAE");
+    Err(Status::unknown("the stream ended without an SAE"))
 }
 
 pub(crate) fn by_index(sae_id: &str, index: u32) -> v1::FeatureRef {

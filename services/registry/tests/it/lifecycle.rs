@@ -133,6 +133,10 @@ async fn one_process_at_a_time_uses_a_folder() {
         .expect("port");
     let config = steering_registry::Config {
         data: server.data.path().to_owned(),
+        task: None,
+        objects: None,
+        object_cache: None,
+        object_cache_bytes: 8 << 30,
         listen: String::new(),
         import_roots: Vec::new(),
         hub_allow: Vec::new(),

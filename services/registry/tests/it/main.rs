@@ -2,6 +2,8 @@
 
 mod binary;
 mod cavs;
+mod damage;
+mod durability;
 mod evidence;
 mod features;
 mod golden;
@@ -9,6 +11,8 @@ mod harness;
 mod imports;
 mod lifecycle;
 mod mutations;
+mod process;
+mod s3;
 mod scans;
 mod search;
 mod sources;
