@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufReader, BufWriter, Read, Write},
+    io::{BufReader, BufWriter, IntoInnerError, Read, Write},
     path::{Component, Path, PathBuf},
 };
 
@@ -65,7 +65,7 @@ impl Writing {
     /// Completes the file; it is on the disk when this returns.
     pub(super) fn finish(self) -> anyhow::Result<FileEntry> {
         let cannot = || format!("cannot write {}", self.name);
-        let file = self.file.into_inner().map_err(|error| error.into_error());
+        let file = self.file.into_inner().map_err(IntoInnerError::into_error);
         file.and_then(|file| file.sync_all()).with_context(cannot)?;
         Ok(FileEntry {
             bytes: self.bytes,

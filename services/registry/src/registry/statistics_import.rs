@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufReader, BufWriter, Read, Seek, Write},
+    io::{BufReader, BufWriter, IntoInnerError, Read, Seek, Write},
 };
 
 use futures::StreamExt;
@@ -147,7 +147,7 @@ impl ReceivedStatistics {
             );
             return Err(Invalid::field("version.digest", text).into());
         }
-        let file = self.file.into_inner().map_err(|error| error.into_error())?;
+        let file = self.file.into_inner().map_err(IntoInnerError::into_error)?;
         Ok((self.sae, self.version, file))
     }
 }
