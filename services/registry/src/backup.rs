@@ -36,6 +36,7 @@ pub async fn backup(
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
+    fs::create_dir_all(parent)?;
     let half = tempfile::Builder::new()
         .prefix(".steer-backup-")
         .permissions(fs::Permissions::from_mode(0o777))

@@ -1,6 +1,6 @@
 //! Command line and environment.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 use steering_service::{Operation, Security};
 
@@ -16,6 +16,27 @@ pub struct Config {
     /// Folder that holds everything; created if need be.
     #[arg(long, env = "STEER_REGISTRY_DATA", value_name = "DIR", default_value_os_t = default_data(), global = true)]
     pub data: PathBuf,
+
+    /// PostgreSQL database for SAEs, labels and CAVs, which several registries may share:
+    /// postgres://USER:PASSWORD@HOST:PORT/NAME?sslmode=verify-full. Without it they are in a
+    /// file in the data folder. A secret: give it by the environment or in the --config file.
+    #[arg(
+        long,
+        env = "STEER_REGISTRY_DATABASE",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub database: Option<DatabaseUrl>,
+
+    /// Most connections to the database of --database.
+    #[arg(
+        long,
+        env = "STEER_REGISTRY_DATABASE_CONNECTIONS",
+        value_name = "N",
+        default_value_t = DATABASE_CONNECTIONS,
+        value_parser = clap::value_parser!(u32).range(2..=1000)
+    )]
+    pub database_connections: u32,
 
     /// Where directions are kept: s3://BUCKET/PREFIX, with credentials and endpoint from
     /// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL and AWS_ALLOW_HTTP
@@ -112,11 +133,38 @@ pub enum Task {
     },
 }
 
+/// Default of `--database-connections`.
+pub const DATABASE_CONNECTIONS: u32 = 16;
+
+/// The URL of a database; its password is not shown.
+#[derive(Clone)]
+pub struct DatabaseUrl(String);
+
+impl DatabaseUrl {
+    /// All of it.
+    pub(crate) fn secret(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for DatabaseUrl {
+    fn from(url: String) -> Self {
+        Self(url)
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
 const EXAMPLES: &str = "Every flag can also be set in a TOML file (--config), as `import-root = [\"/saes\"]`.
 
 Examples:
   steer-registry
   steer-registry --data ./registry --import-root ./saes --hub-allow 'google/*'
+  STEER_REGISTRY_DATABASE=postgres://steer@db/steer steer-registry
   steer-registry --listen 0.0.0.0:50052 --api-keys keys.jsonl --tls-cert tls.crt --tls-key tls.key \\
       --health-listen 0.0.0.0:8082
   steer-registry --data ./registry --objects s3://bucket/registry
@@ -162,5 +210,9 @@ mod tests {
             config.data.display()
         );
         assert!(Config::try_parse_from(["steer-registry", "--unknown"]).is_err());
+        let url = "postgres://steer:hunter2@db/steer";
+        let config = Config::try_parse_from(["steer-registry", "--database", url]).expect("config");
+        assert_eq!(config.database.as_ref().map(DatabaseUrl::secret), Some(url));
+        assert!(!format!("{config:?}").contains("hunter2"));
     }
 }

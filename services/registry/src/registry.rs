@@ -5,6 +5,7 @@ mod features;
 mod labels;
 mod saes;
 mod scans;
+pub mod search;
 mod statistics;
 mod statistics_import;
 mod training;
@@ -25,6 +26,8 @@ use crate::{
 
 pub use features::{FEATURES_MAX, FeatureName, FeatureRef, check_index};
 pub use saes::ImportSource;
+use search::SharedVocabulary;
+
 pub use scans::{FoundFeature, SimilarQuery};
 pub use statistics::Gathering;
 pub use statistics_import::ReceivedStatistics;
@@ -54,9 +57,10 @@ pub struct Registry {
     trainings: Semaphore,
     scans: Semaphore,
     statistics: Semaphore,
-    /// Held while an object gains its first row or loses its last, so that
-    /// neither happens between the two steps of the other.
+    /// Held, with the store's lock, while an object gains its first row or loses its last,
+    /// so that neither happens between the two steps of the other.
     objects: Mutex<()>,
+    vocabulary: SharedVocabulary,
 }
 
 impl Registry {
@@ -85,6 +89,7 @@ impl Registry {
             statistics: Semaphore::new(statistics::STATISTICS_MAX),
             trainings: Semaphore::new(training::TRAININGS_MAX),
             objects: Mutex::new(()),
+            vocabulary: SharedVocabulary::default(),
         })
     }
 
@@ -94,10 +99,11 @@ impl Registry {
     }
 
     /// Removes objects that no SAE has: left by a process that ended between
-    /// making them visible and naming them.
+    /// making them visible and naming them. A folder must be this process's own.
     pub async fn remove_orphans(&self) -> Result<()> {
         for Stored { digest, .. } in self.vectors.list().await? {
-            let _objects = self.objects.lock().await;
+            let _here = self.objects.lock().await;
+            let _everywhere = self.store.lock_objects().await?;
             if !self.store.has_digest(&digest).await? {
                 tracing::info!(digest, "removing directions that no SAE has");
                 self.vectors.delete(&digest).await?;

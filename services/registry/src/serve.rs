@@ -13,7 +13,7 @@ use crate::{
     grpc::RegistryService,
     import::access::{Access, HubAccess},
     registry::Registry,
-    store::sqlite::SqliteStore,
+    store::{Store, postgres::PostgresStore, sqlite::SqliteStore},
     vectors::{Bucket, Cache, Vectors},
 };
 
@@ -54,7 +54,7 @@ pub async fn run(
     std::fs::create_dir_all(&config.data)?;
     let _lock = lock(&config.data)?;
     let (vectors, _cache_lock) = open_vectors(&config)?;
-    let store = Arc::new(SqliteStore::open(&config.data.join("registry.sqlite")).await?);
+    let store = open_store(&config).await?;
     let staging = config.data.join("staging");
     let registry = Arc::new(Registry::open(store, vectors, &staging, access)?.with_hub(hub));
     if config.objects.is_none() {
@@ -124,6 +124,13 @@ async fn sweep(registry: Arc<Registry>) {
         }
         tokio::time::sleep(SWEEP_EVERY).await;
     }
+}
+
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
+    Ok(match &config.database {
+        Some(url) => Arc::new(PostgresStore::open(url, config.database_connections).await?),
+        None => Arc::new(SqliteStore::open(&config.data.join("registry.sqlite")).await?),
+    })
 }
 
 fn boxed(error: impl std::error::Error + Send + Sync + 'static) -> Error {

@@ -4,13 +4,18 @@ use crate::{
     backup::backup,
     check::{Contents, Report, check},
     config::{Config, Task},
-    error::Result,
-    store::sqlite::SqliteStore,
+    error::{Error, Result},
+    store::{Store, postgres::PostgresStore, sqlite::SqliteStore},
     vectors::{Bucket, Source},
 };
 
 /// Performs a task: prints what it finds, progress on stderr. False if something is wrong.
 pub async fn perform(task: Task, config: &Config) -> Result<bool> {
+    if let (Task::Backup { .. }, Some(_)) = (&task, &config.database) {
+        let text = "backup copies a registry without --database: copy that with pg_dump, and \
+                    then the objects, which are never changed";
+        return Err(Error::NotAllowed(text.to_owned()));
+    }
     let contents = open(config).await?;
     let say = |text: String| eprintln!("{text}");
     let report = match &task {
@@ -40,13 +45,16 @@ fn json(report: &Report) -> String {
 }
 
 async fn open(config: &Config) -> Result<Contents> {
-    let store = SqliteStore::open_read_only(&config.data.join("registry.sqlite")).await?;
+    let store: Box<dyn Store> = match &config.database {
+        Some(url) => Box::new(PostgresStore::open_read_only(url).await?),
+        None => {
+            let path = config.data.join("registry.sqlite");
+            Box::new(SqliteStore::open_read_only(&path).await?)
+        }
+    };
     let objects = match &config.objects {
         None => Source::folder(&config.data.join("objects")),
         Some(url) => Source::Bucket(Bucket::new(url)?),
     };
-    Ok(Contents {
-        store: Box::new(store),
-        objects,
-    })
+    Ok(Contents { store, objects })
 }

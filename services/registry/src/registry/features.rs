@@ -9,7 +9,7 @@ use crate::{
     canonical::FeatureNumbers,
     error::{Error, Result},
     serve::SEND_BYTES_MAX,
-    store::{FeatureNotes, LabelPage, LabelRecord, LabelSearch, SaeRecord},
+    store::{FeatureNotes, LabelPage, LabelRecord, SaeRecord},
 };
 
 /// Most features of one request.
@@ -215,11 +215,6 @@ impl Registry {
             label: label.to_owned(),
             nearest: nearest(label, names),
         })
-    }
-
-    /// One page of labels of one kind of match.
-    pub async fn search_labels(&self, search: LabelSearch<'_>) -> Result<Vec<LabelRecord>> {
-        self.store.search_labels(search).await
     }
 
     /// One page of labels by feature.

@@ -274,17 +274,16 @@ impl Registry {
 
     async fn make_visible(&self, staged: StagedObject, record: &SaeRecord) -> Result<SaeRecord> {
         // An upload takes long, and what nobody has named yet stays in a bucket for a while.
-        let held = if self.vectors.keeps_unnamed() {
+        if self.vectors.keeps_unnamed() {
             self.vectors.publish(staged).await?;
-            self.objects.lock().await
-        } else {
-            let held = self.objects.lock().await;
-            self.vectors.publish(staged).await?;
-            held
-        };
-        let stored = self.name(record).await;
-        drop(held);
-        stored
+            let _here = self.objects.lock().await;
+            let _everywhere = self.store.lock_objects().await?;
+            return self.name(record).await;
+        }
+        let _here = self.objects.lock().await;
+        let _everywhere = self.store.lock_objects().await?;
+        self.vectors.publish(staged).await?;
+        self.name(record).await
     }
 
     /// Gives an object that is visible a name; removes it if that fails.
@@ -325,7 +324,8 @@ impl Registry {
 
     /// Removes an SAE, its labels, and its directions if no other SAE has the same.
     pub async fn delete_sae(&self, sae_id: &str) -> Result<()> {
-        let _objects = self.objects.lock().await;
+        let _here = self.objects.lock().await;
+        let _everywhere = self.store.lock_objects().await?;
         match self.store.remove_sae(sae_id).await? {
             None => Err(self.sae_not_found(sae_id).await?),
             Some((_, true)) => Ok(()),

@@ -4,8 +4,10 @@
 mod cavs;
 mod labels;
 mod saes;
+mod search;
 mod statistics;
 mod upkeep;
+mod words;
 
 use std::{collections::HashMap, path::Path, time::Duration};
 
@@ -18,7 +20,8 @@ use tonic::async_trait;
 
 use super::{
     CavAddress, CavRecord, FeatureNotes, LabelBatches, LabelCounts, LabelPage, LabelRecord,
-    LabelSearch, SaeRecord, StatisticsBatches, StatisticsVersion, Store, WhichStatistics,
+    LabelTexts, ObjectsLock, Posting, SaeFilter, SaeRecord, StatisticsBatches, StatisticsVersion,
+    Store, WhichStatistics,
 };
 use crate::{error::Result, statistics::FeatureStatistics};
 
@@ -28,6 +31,11 @@ const WRITE_WAIT: Duration = Duration::from_secs(30);
 /// How long SQLite waits for another process.
 const BUSY_WAIT: Duration = Duration::from_secs(10);
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+/// Pages kept by the writer, in KiB (as SQLite counts what is negative): a large import
+/// changes pages of its indexes many times and should write them once.
+const WRITER_CACHE: &str = "-131072";
+/// Pages kept by each reader: the inner pages of all indexes.
+const READER_CACHE: &str = "-16384";
 
 /// Metadata in an SQLite file.
 #[derive(Debug, Clone)]
@@ -56,15 +64,17 @@ impl SqliteStore {
                 let usable = !connection.is_in_transaction();
                 Box::pin(async move { Ok(usable) })
             })
-            .connect_with(options.clone())
+            .connect_with(options.clone().pragma("cache_size", WRITER_CACHE))
             .await?;
         MIGRATIONS.run(&writer).await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
             .min_connections(1)
-            .connect_with(options.read_only(true))
+            .connect_with(options.read_only(true).pragma("cache_size", READER_CACHE))
             .await?;
-        Ok(Self { writer, readers })
+        let store = Self { writer, readers };
+        store.index_labels().await?;
+        Ok(store)
     }
 }
 
@@ -88,6 +98,11 @@ impl Store for SqliteStore {
 
     async fn has_digest(&self, digest: &str) -> Result<bool> {
         self.find_digest(digest).await
+    }
+
+    async fn lock_objects(&self) -> Result<ObjectsLock> {
+        // No other process uses the file.
+        Ok(Box::new(()))
     }
 
     async fn add_labels(
@@ -117,8 +132,24 @@ impl Store for SqliteStore {
         self.find_candidates(sae, label).await
     }
 
-    async fn search_labels(&self, search: LabelSearch<'_>) -> Result<Vec<LabelRecord>> {
-        self.find_labels(search).await
+    async fn sae_keys(&self, filter: &SaeFilter) -> Result<Vec<i64>> {
+        self.find_sae_keys(filter).await
+    }
+
+    async fn labels_by_text(&self, texts: LabelTexts<'_>) -> Result<Vec<LabelRecord>> {
+        self.find_labels_by_text(texts).await
+    }
+
+    async fn labels_by_key(&self, keys: &[i64]) -> Result<Vec<LabelRecord>> {
+        self.find_labels_by_key(keys).await
+    }
+
+    async fn vocabulary(&self, after: i64, limit: u32) -> Result<Vec<(i64, String)>> {
+        self.find_vocabulary(after, limit).await
+    }
+
+    async fn postings(&self, saes: &[i64], words: &[i64]) -> Result<Vec<Posting>> {
+        self.find_postings(saes, words).await
     }
 
     async fn list_labels(&self, page: LabelPage<'_>) -> Result<Vec<LabelRecord>> {
@@ -220,7 +251,8 @@ impl Store for SqliteStore {
     }
 }
 
-/// The smallest text above every text that starts with `prefix`, for an index range.
-fn prefix_end(prefix: &str) -> String {
-    format!("{prefix}{}", char::MAX)
+/// A list as one value; `json_each` makes rows of it.
+fn json(values: &[impl serde::Serialize]) -> String {
+    // Numbers and texts always serialise.
+    serde_json::to_string(values).unwrap_or_default()
 }

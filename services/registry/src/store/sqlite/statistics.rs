@@ -4,12 +4,13 @@ use futures::StreamExt;
 use sqlx::{FromRow, QueryBuilder, Row, Sqlite, SqliteConnection, sqlite::SqliteRow};
 use steering_proto::feature_statistics::CorpusSource;
 
-use super::{SqliteStore, prefix_end};
+use super::SqliteStore;
 use crate::{
     error::{Error, Result},
     statistics::FeatureStatistics,
     store::{
         SaeRecord, StatisticsBatches, StatisticsVersion, WhichStatistics,
+        rows::prefix_end,
         statistics::{contexts_from_json, contexts_to_json},
     },
 };
