@@ -89,11 +89,12 @@ pub(crate) async fn run(args: ExportArgs, globals: &Globals) -> anyhow::Result<(
     writing.write(&serde_json::to_vec_pretty(&manifest)?)?;
     writing.finish()?;
     std::fs::rename(folder.join(format!("{NAME}.partial")), folder.join(NAME))?;
+    let files = manifest.files();
     let document = ExportDocument {
         sae_count: manifest.saes.len(),
         cav_count: manifest.cavs.len(),
-        file_count: manifest.files().count(),
-        bytes: manifest.files().map(|file| file.bytes).sum(),
+        file_count: files.len(),
+        bytes: files.iter().map(|file| file.bytes).sum(),
         folder,
     };
     if globals.json {

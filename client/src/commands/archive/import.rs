@@ -61,8 +61,9 @@ pub(crate) async fn run(args: ImportArgs, globals: &Globals) -> anyhow::Result<(
         manifest.cavs.clear();
         ensure!(!manifest.saes.is_empty(), "the export has no SAE {only:?}");
     }
-    let bar = progress::bytes(manifest.files().map(|file| file.bytes).sum(), "checking");
-    for file in manifest.files() {
+    let files = manifest.files();
+    let bar = progress::bytes(files.iter().map(|file| file.bytes).sum(), "checking");
+    for file in files {
         file.verify(&folder, &progress::on_bytes(&bar))?;
     }
     bar.finish_and_clear();

@@ -110,15 +110,17 @@ impl Manifest {
     }
 
     /// All other files.
-    pub(super) fn files(&self) -> impl Iterator<Item = &FileEntry> {
-        let of_sae = |sae: &SaeEntry| {
-            let statistics = sae.statistics.iter().map(|version| &version.features);
-            let all = std::iter::once(&sae.directions).chain(&sae.labels);
-            all.chain(statistics).collect::<Vec<_>>()
-        };
-        let cavs = self.cavs.iter().flat_map(|cav| &cav.directions);
-        let cavs = cavs.map(|direction| &direction.vector);
-        self.saes.iter().flat_map(of_sae).chain(cavs)
+    pub(super) fn files(&self) -> Vec<&FileEntry> {
+        let mut files = Vec::new();
+        for sae in &self.saes {
+            files.push(&sae.directions);
+            files.extend(&sae.labels);
+            files.extend(sae.statistics.iter().map(|version| &version.features));
+        }
+        for cav in &self.cavs {
+            files.extend(cav.directions.iter().map(|direction| &direction.vector));
+        }
+        files
     }
 }
 
