@@ -154,11 +154,6 @@ impl Vectors {
         }
     }
 
-    /// Bytes of one object.
-    pub async fn read_bytes(&self, digest: &str, bytes: Range<u64>) -> Result<Bytes> {
-        Ok(self.objects.get_range(&object_path(digest), bytes).await?)
-    }
-
     /// Features of one object, in the order asked for. Indices must be below `layout.d_sae`.
     pub async fn read(
         &self,
