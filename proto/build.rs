@@ -4,12 +4,13 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const PROTOS: [&str; 7] = [
+const PROTOS: [&str; 8] = [
     "steering/v1/payload.proto",
     "steering/v1/intervention.proto",
     "steering/v1/cav.proto",
     "steering/v1/cav_training.proto",
     "steering/v1/feature_search.proto",
+    "steering/v1/feature_statistics.proto",
     "steering/v1/model_worker.proto",
     "steering/v1/feature_registry.proto",
 ];

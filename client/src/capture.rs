@@ -1,6 +1,6 @@
 //! The activations of texts, as they come.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use futures::{Stream, StreamExt, stream};
 use tokio::sync::Semaphore;
@@ -15,6 +15,9 @@ pub struct CaptureStream {
     /// One for every text that may be sent.
     permits: Arc<Semaphore>,
     summary: Option<v1::CaptureSummary>,
+    /// The text that is next in order, and answers that came before its.
+    due: u64,
+    held: BTreeMap<u64, v1::CapturedText>,
 }
 
 impl fmt::Debug for CaptureStream {
@@ -36,6 +39,8 @@ impl CaptureStream {
             client,
             permits,
             summary: None,
+            due: 0,
+            held: BTreeMap::new(),
         }
     }
 
@@ -44,6 +49,36 @@ impl CaptureStream {
     /// # Errors
     /// If the worker fails, or its stream does not end with a summary.
     pub async fn next(&mut self) -> Result<Option<v1::CapturedText>, Error> {
+        let text = self.receive().await?;
+        if text.is_some() {
+            self.permits.add_permits(1);
+        }
+        Ok(text)
+    }
+
+    /// As [`CaptureStream::next`], in order of the texts' ids, which count from 0. Answers
+    /// that come early are held, and count as under way.
+    ///
+    /// # Errors
+    /// As [`CaptureStream::next`]; and if an answer is missing, or comes twice.
+    pub async fn next_in_order(&mut self) -> Result<Option<v1::CapturedText>, Error> {
+        loop {
+            if let Some(text) = self.held.remove(&self.due) {
+                self.due += 1;
+                self.permits.add_permits(1);
+                return Ok(Some(text));
+            }
+            match self.receive().await? {
+                Some(text) if text.id >= self.due && !self.held.contains_key(&text.id) => {
+                    self.held.insert(text.id, text);
+                }
+                None if self.held.is_empty() => return Ok(None),
+                _ => return Err(contract("answered a text twice or not at all")),
+            }
+        }
+    }
+
+    async fn receive(&mut self) -> Result<Option<v1::CapturedText>, Error> {
         use v1::capture_activations_response::Message;
         loop {
             let message = self.inner.message().await;
@@ -56,10 +91,7 @@ impl CaptureStream {
                 Some(Message::Text(_)) if self.summary.is_some() => {
                     return Err(contract("went on with a capture after its summary"));
                 }
-                Some(Message::Text(text)) => {
-                    self.permits.add_permits(1);
-                    return Ok(Some(text));
-                }
+                Some(Message::Text(text)) => return Ok(Some(text)),
                 Some(Message::Summary(summary)) => self.summary = Some(summary),
                 None => return Err(contract("sent a capture message of an unknown kind")),
             }

@@ -103,6 +103,8 @@ pub(crate) enum Command {
     Labels(commands::labels::LabelsArgs),
     Saes(commands::saes::SaesArgs),
     Cavs(commands::cavs::CavsArgs),
+    Export(commands::archive::ExportArgs),
+    Import(commands::archive::ImportArgs),
     Status(commands::status::StatusArgs),
     Keys(commands::keys::KeysArgs),
 }

@@ -1,7 +1,9 @@
 //! The commands, one module each.
 
+pub(crate) mod archive;
 pub(crate) mod cavs;
 pub(crate) mod chat;
+pub(crate) mod dataset;
 pub(crate) mod demo;
 pub(crate) mod features;
 pub(crate) mod generate;
@@ -35,6 +37,8 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Labels(args) => labels::run(args, &globals).await,
         Command::Saes(args) => saes::run(args, &globals).await,
         Command::Cavs(args) => cavs::run(args, &globals).await,
+        Command::Export(args) => archive::export(args, &globals).await,
+        Command::Import(args) => archive::import(args, &globals).await,
         Command::Status(args) => status::run(args, &globals).await,
         Command::Keys(args) => keys::run(args, &globals),
     }

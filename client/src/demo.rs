@@ -126,6 +126,7 @@ impl Demo {
         let header = v1::LabelImportHeader {
             sae_id: sae.name.clone(),
             source: String::new(),
+            shared_names: false,
         };
         let labels = self.dir.join(&sae.labels);
         client.import_labels(header, &labels, silent()).await?;
@@ -156,6 +157,7 @@ impl Demo {
                 hook_name: sae.hook.clone(),
                 model_id: model_id.to_owned(),
                 activation_scale: None,
+                provenance: None,
             }),
         };
         let mut import = client.import_sae(request).await?;

@@ -88,8 +88,8 @@ pub(crate) fn from_client(error: &Error) -> Failure {
         } => refused(*service, status),
         Error::NoMaxActivation { .. } => with_hint(
             error,
-            "give the strength as a plain number, e.g. LABEL=500; `steer features show` tells \
-             whether a maximum is known",
+            "give the strength as a plain number, e.g. LABEL=500, or find the maximum with \
+             `steer features stats`; `steer features show` tells whether one is known",
         ),
         Error::NoDirectionAtHook { .. } => with_hint(
             error,

@@ -38,6 +38,7 @@ pub mod listing;
 pub mod prompt;
 mod readout;
 mod registry;
+pub mod statistics;
 mod worker;
 
 pub use capture::CaptureStream;

@@ -91,6 +91,12 @@ pub(crate) fn printable(text: &str) -> String {
         .collect()
 }
 
+/// A vocabulary's piece as it reads in a text: spaces and line breaks that it makes visible
+/// are spaces and line breaks.
+pub(crate) fn piece_text(piece: &str) -> String {
+    piece.replace(['▁', 'Ġ'], " ").replace('Ċ', "\n")
+}
+
 /// Text for HTML: nothing in it is markup or a control character.
 pub(crate) fn escape_html(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());

@@ -50,6 +50,26 @@ impl Client {
         Ok(())
     }
 
+    /// An SAE's canonical file, in chunks; its SHA-256 is the SAE's digest.
+    ///
+    /// # Errors
+    /// If the registry does not hold it; in the stream, if it fails.
+    pub async fn download_sae(
+        &self,
+        sae_id: &str,
+    ) -> Result<impl Stream<Item = Result<Vec<u8>, Error>> + use<>, Error> {
+        let request = v1::DownloadSaeRequest {
+            sae_id: sae_id.to_owned(),
+        };
+        let response = self.registry().download_sae(request).await;
+        let chunks = response.map_err(|s| self.registry_failed(s))?.into_inner();
+        let client = self.clone();
+        Ok(chunks.map(move |message| match message {
+            Ok(v1::DownloadSaeResponse { chunk }) => Ok(chunk),
+            Err(status) => Err(client.registry_failed(status)),
+        }))
+    }
+
     /// Labels that match a text, best first. The request's page fields are filled in here.
     ///
     /// # Errors
@@ -94,6 +114,18 @@ impl Client {
         .await
     }
 
+    /// One page of labelled features.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn list_features_page(
+        &self,
+        request: v1::ListFeaturesRequest,
+    ) -> Result<v1::ListFeaturesResponse, Error> {
+        let page = self.registry().list_features(request).await;
+        Ok(page.map_err(|s| self.registry_failed(s))?.into_inner())
+    }
+
     /// Features, complete, in the order of the references.
     ///
     /// # Errors
@@ -103,7 +135,10 @@ impl Client {
         features: Vec<v1::FeatureRef>,
     ) -> Result<Vec<v1::SaeFeature>, Error> {
         let asked = features.len();
-        let request = v1::GetFeaturesRequest { features };
+        let request = v1::GetFeaturesRequest {
+            features,
+            ..Default::default()
+        };
         let response = self.registry().get_features(request).await;
         let features = response
             .map_err(|s| self.registry_failed(s))?
@@ -186,12 +221,37 @@ impl Client {
                 prefix: prefix.to_owned(),
                 page_size,
                 page_token,
+                all_versions: false,
             };
             let page = self.registry().list_cavs(request).await;
             let page = page.map_err(|s| self.registry_failed(s))?.into_inner();
             Ok((page.cavs, page.next_page_token))
         })
         .await
+    }
+
+    /// One page of CAVs.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn list_cavs_page(
+        &self,
+        request: v1::ListCavsRequest,
+    ) -> Result<v1::ListCavsResponse, Error> {
+        let page = self.registry().list_cavs(request).await;
+        Ok(page.map_err(|s| self.registry_failed(s))?.into_inner())
+    }
+
+    /// Stores a CAV; what is stored, without vectors.
+    ///
+    /// # Errors
+    /// If the registry refuses it.
+    pub async fn create_cav(&self, request: v1::CreateCavRequest) -> Result<v1::Cav, Error> {
+        let response = self.registry().create_cav(request).await;
+        let response = response.map_err(|s| self.registry_failed(s))?.into_inner();
+        response
+            .cav
+            .ok_or_else(|| Error::contract(Service::Registry, "CreateCav left out the CAV"))
     }
 
     /// One CAV with its vectors, by `name` or `name@digest`.

@@ -4,9 +4,11 @@ use serde::Serialize;
 use steering_client::v1;
 
 mod label;
+mod statistics;
 mod training;
 
 pub(crate) use label::FeatureLabelView;
+pub(crate) use statistics::{FeatureStatisticsView, StatisticsVersionView};
 use training::TrainingView;
 
 /// An SAE.

@@ -2,7 +2,7 @@
 
 use crate::{
     HookPoint, Invalid,
-    invalid::{finite_vector, required},
+    invalid::{finite_vector, required, short},
     v1,
 };
 
@@ -83,7 +83,8 @@ impl CavMethod {
         }
     }
 
-    fn from_wire(value: i32, field: &str) -> Result<Self, Invalid> {
+    /// The wire's value, checked.
+    pub fn from_wire(value: i32, field: &str) -> Result<Self, Invalid> {
         let allowed = "CAV_METHOD_SVM, CAV_METHOD_MEAN_DIFFERENCE or CAV_METHOD_LOGISTIC is needed";
         match v1::CavMethod::try_from(value) {
             Ok(v1::CavMethod::Svm) => Ok(Self::Svm),
@@ -185,16 +186,6 @@ impl TryFrom<v1::LabelledActivation> for LabelledActivation {
             values: finite_vector(values, "values")?,
         })
     }
-}
-
-fn short(text: &str, field: &str, len_max: usize) -> Result<(), Invalid> {
-    if text.len() <= len_max {
-        return Ok(());
-    }
-    Err(Invalid::field(
-        field,
-        format!("has {} bytes; at most {len_max}", text.len()),
-    ))
 }
 
 #[cfg(test)]

@@ -105,6 +105,17 @@ pub fn finite_vector(values: Vec<f32>, field: &str) -> Result<Vec<f32>, Invalid>
     }
 }
 
+/// Requires a text of at most `len_max` bytes.
+pub fn short(text: &str, field: &str, len_max: usize) -> Result<(), Invalid> {
+    if text.len() <= len_max {
+        return Ok(());
+    }
+    Err(Invalid::field(
+        field,
+        format!("has {} bytes; at most {len_max}", text.len()),
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

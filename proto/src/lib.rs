@@ -8,6 +8,7 @@
 pub mod access;
 pub mod capture;
 pub mod cav_training;
+pub mod feature_statistics;
 pub mod generate;
 pub mod hook_point;
 pub mod intervention;

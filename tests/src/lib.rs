@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: fixtures, services in this process, binaries.
 
 pub mod binaries;
+pub mod demo;
 pub mod direction;
 pub mod fixture;
 pub mod request;

@@ -100,6 +100,7 @@ impl Services {
         let header = v1::LabelImportHeader {
             sae_id: SAE.to_owned(),
             source: String::new(),
+            shared_names: false,
         };
         let labels = client
             .import_labels(header, labels.as_ref(), silent())
@@ -150,6 +151,7 @@ async fn import_sae(client: &Client, fixture: &Fixture) {
             hook_name: fixture.cases.sae.hook.clone(),
             model_id: MODEL.to_owned(),
             activation_scale: None,
+            provenance: None,
         }),
     };
     let mut import = client.import_sae(request).await.expect("import begins");

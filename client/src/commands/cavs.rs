@@ -18,7 +18,7 @@ use crate::{
     views::CavView,
 };
 
-mod export;
+pub(super) mod export;
 mod train;
 
 /// Manage concept activation vectors (CAVs).

@@ -1,24 +1,16 @@
 //! `steer features`.
 
 use clap::{Args, Subcommand};
-use console::style;
 use serde::Serialize;
-use steering_client::{Client, FeatureSelector, Listing, v1};
+use steering_client::{FeatureSelector, Listing, v1};
 
-use super::project::Token;
-use crate::{
-    cli::Globals,
-    output,
-    table::{Table, print_card},
-    views::{FeatureLabelView, FeatureView},
-};
+use crate::{cli::Globals, output, table::Table, views::FeatureLabelView};
 
+mod show;
 mod similar;
+mod stats;
 
-/// Tokens shown at each end of a feature's logits.
-const LOGITS_SHOWN: u32 = 8;
-
-/// Find features of SAEs by their labels.
+/// Find features of SAEs by their labels, and what they do on texts.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -26,6 +18,7 @@ Examples:
   steer features show baseball
   steer features show '#20175' --sae gemma-scope-l21-65k
   steer features similar baseball
+  steer features stats posts.jsonl.gz
   steer features list --limit 20 --json")]
 pub(crate) struct FeaturesArgs {
     #[command(subcommand)]
@@ -57,7 +50,8 @@ Examples:
         #[arg(long, value_name = "N", default_value_t = 20)]
         limit: usize,
     },
-    /// One feature: where it acts, how it activates, what its labels rest on.
+    /// One feature: where it acts, how it activates, what it does on texts, what its labels
+    /// rest on.
     #[command(after_help = "\
 Examples:
   steer features show baseball
@@ -72,6 +66,7 @@ Examples:
         vectors: bool,
     },
     Similar(similar::SimilarArgs),
+    Stats(stats::StatsArgs),
     /// Labelled features of an SAE in order of index.
     #[command(after_help = "\
 Examples:
@@ -97,22 +92,6 @@ struct ListDocument {
     truncated: bool,
 }
 
-#[derive(Serialize)]
-struct ShowDocument {
-    feature: FeatureView,
-    labels: Vec<FeatureLabelView>,
-    /// What the decoder row makes most and least likely; none without a worker that has a
-    /// model of its width.
-    logits: Option<LogitsView>,
-}
-
-#[derive(Serialize)]
-struct LogitsView {
-    model: String,
-    top: Vec<Token>,
-    bottom: Vec<Token>,
-}
-
 pub(crate) async fn run(args: FeaturesArgs, globals: &Globals) -> anyhow::Result<()> {
     let client = globals.client()?;
     match args.command {
@@ -135,6 +114,7 @@ pub(crate) async fn run(args: FeaturesArgs, globals: &Globals) -> anyhow::Result
             print_labels(found, globals.json)
         }
         FeaturesCommand::Similar(args) => similar::run(args, &client, globals).await,
+        FeaturesCommand::Stats(args) => stats::run(args, &client, globals).await,
         FeaturesCommand::List {
             source,
             limit,
@@ -151,76 +131,9 @@ pub(crate) async fn run(args: FeaturesArgs, globals: &Globals) -> anyhow::Result
             print_labels(listed, globals.json)
         }
         FeaturesCommand::Show { feature, vectors } => {
-            let default_sae = globals.sae.as_deref();
-            let mut found = client
-                .get_features(vec![feature.to_ref(default_sae)])
-                .await?;
-            // The library has checked that there are as many as asked for.
-            let feature = found.swap_remove(0);
-            let logits = logits(&client, &feature).await;
-            let request = v1::ListFeaturesRequest {
-                sae_id: feature.sae_id.clone(),
-                feature_index: Some(feature.feature_index),
-                include_candidates: true,
-                ..v1::ListFeaturesRequest::default()
-            };
-            let labels = client.list_features(request, cap(0)).await?.items;
-            let document = ShowDocument {
-                feature: FeatureView::new(feature, vectors),
-                labels: labels.into_iter().map(Into::into).collect(),
-                logits,
-            };
-            if globals.json {
-                output::json(&document)
-            } else {
-                print_feature(&document)
-            }
+            show::run(feature, vectors, &client, globals).await
         }
     }
-}
-
-/// The feature is shown all the same where no worker can say anything of it.
-async fn logits(client: &Client, feature: &v1::SaeFeature) -> Option<LogitsView> {
-    let vector = v1::Vector {
-        name: String::new(),
-        values: feature.decoder.clone(),
-    };
-    let model = client.get_model().await.ok()?;
-    let projected = client.project_direction(vector, LOGITS_SHOWN).await.ok()?;
-    let v1::ProjectDirectionResponse { top, bottom } = projected;
-    Some(LogitsView {
-        model: model.model_id,
-        top: top.into_iter().map(Token::from).collect(),
-        bottom: bottom.into_iter().map(Token::from).collect(),
-    })
-}
-
-fn print_feature(document: &ShowDocument) -> anyhow::Result<()> {
-    print_card(&document.feature.card())?;
-    if let Some(LogitsView { model, top, bottom }) = &document.logits {
-        let list = |tokens: &[Token]| {
-            let texts: Vec<String> = tokens
-                .iter()
-                .map(|token| format!("{:?}", token.text))
-                .collect();
-            texts.join(" ")
-        };
-        let heading = format!("decoder row at the output head of {model}");
-        output::line(format_args!(
-            "\n{}",
-            style(output::printable(&heading)).bold()
-        ))?;
-        print_card(&[("more likely", list(top)), ("less likely", list(bottom))])?;
-    }
-    for label in &document.labels {
-        let (heading, evidence) = label.evidence();
-        output::line(format_args!(
-            "\n{}",
-            style(output::printable(&heading)).bold()
-        ))?;
-        print_card(&evidence)?;
-    }
-    Ok(())
 }
 
 /// `--limit 0` means all.

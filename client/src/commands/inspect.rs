@@ -210,7 +210,7 @@ impl Token {
 
     /// The piece with visible spaces as spaces.
     fn text(&self) -> String {
-        self.piece.replace(['▁', 'Ġ'], " ").replace('Ċ', "\n")
+        output::piece_text(&self.piece)
     }
 }
 

@@ -56,6 +56,7 @@ pub(crate) async fn run(args: LabelsArgs, globals: &Globals) -> anyhow::Result<(
     let header = v1::LabelImportHeader {
         sae_id: sae_id.clone(),
         source: source.unwrap_or_default(),
+        shared_names: false,
     };
     let bar = progress::bytes(file_bytes(&file), "labels");
     let imported = client

@@ -167,6 +167,7 @@ async fn start_import(client: &Client, args: ImportArgs) -> anyhow::Result<Impor
         hook_name: args.hook.unwrap_or_default(),
         model_id: args.model.unwrap_or_default(),
         activation_scale: args.scale,
+        provenance: None,
     };
     if args.upload {
         let files = FileSet::scan(Path::new(&args.source))?;

@@ -116,7 +116,7 @@ impl FeatureLabelView {
 }
 
 /// A number with about four digits that count, whole numbers in full.
-fn short(number: impl Into<f64>) -> String {
+pub(super) fn short(number: impl Into<f64>) -> String {
     let number: f64 = number.into();
     let magnitude = number.abs();
     if number.fract() == 0.0 && magnitude < 1e9 {

@@ -128,6 +128,7 @@ async fn saes_are_imported_by_path_or_hub_id() {
         hook_name: "h".to_owned(),
         model_id: "m".to_owned(),
         activation_scale: Some(2.5),
+        provenance: None,
     };
     assert_eq!(request.options, Some(options));
     let id = "google/gemma-scope-2b-pt-res/layer_21/width_65k";

@@ -77,7 +77,12 @@ async fn get(client: &mut Client, features: &[Feature]) -> Result<(), Failure> {
             feature: Some(feature.clone()),
         })
         .collect();
-    client.get_features(GetFeaturesRequest { features }).await?;
+    client
+        .get_features(GetFeaturesRequest {
+            features,
+            include_statistics: false,
+        })
+        .await?;
     Ok(())
 }
 

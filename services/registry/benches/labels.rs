@@ -187,6 +187,7 @@ async fn load(client: &mut Client, labels: u64) -> Result<(), Failure> {
         let header = v1::LabelImportHeader {
             sae_id: sae_name(i),
             source: "auto".to_owned(),
+            ..Default::default()
         };
         bytes += file.len();
         let chunks = file.as_bytes().chunks(CHUNK);
@@ -309,6 +310,7 @@ fn features(
     });
     let request = v1::GetFeaturesRequest {
         features: features.collect(),
+        ..Default::default()
     };
     tokio::spawn(async move { client.get_features(request).await.map(drop) })
 }

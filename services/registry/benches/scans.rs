@@ -1,4 +1,4 @@
-//! `FindSimilarFeatures` and `EncodeActivations` without gRPC, on an SAE of a real size, beside
+//! `FindSimilarFeatures`, `EncodeActivations` and `ComputeFeatureStatistics` without gRPC, on an SAE of a real size, beside
 //! what the machine can do: memory read once, and matrix products of data in memory.
 //!
 //!     cargo bench -p steering-registry --bench scans -- 65536 2304
@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use steering_proto::payload::InputNormalization;
 use steering_registry::{
     canonical::{Architecture, Layout},
-    scan::{Input, Query, SaeFile, encode, similar},
+    scan::{Gathered, Input, Query, Rows, SaeFile, encode, similar},
     vectors::{Object, examine},
 };
 
@@ -86,6 +86,51 @@ fn main() {
         rate(encoding),
         100.0 / ratio(encoding, product)
     );
+    gather(&sae, &activations, encoding);
+}
+
+/// The same activations counted by feature, each round at another scale, so that what fires
+/// is spread over a factor of ten as in a text.
+fn gather(sae: &SaeFile, activations: &[f32], encoding: Duration) {
+    let before = resident_bytes();
+    let gathered = Gathered::new(sae);
+    let places: Vec<(u32, u32)> = (0..TOKENS as u32).map(|i| (i / 16, i)).collect();
+    let mut round = 0.0;
+    let gathering = best(|| {
+        round += 1.0;
+        let scaled: Vec<f32> = activations
+            .iter()
+            .map(|v| v * (0.5 + 0.7 * round))
+            .collect();
+        let rows = Rows {
+            activations: &scaled,
+            normalization: InputNormalization::None,
+            places: &places,
+        };
+        gathered.add(sae, rows).expect("scan");
+    });
+    let (mut fired, mut features) = (0, 0.0_f64);
+    let counted = gathered.each(|_, feature| {
+        fired += feature.count();
+        features += 1.0;
+        Ok::<_, ()>(())
+    });
+    counted.expect("no error");
+    let bytes = resident_bytes().saturating_sub(before) as f64;
+    println!(
+        "gather {TOKENS} tokens    {gathering:>10.1?}  {:.2} x encode; {fired} activations of {features} features, \
+         {:.0} MB, {:.0} bytes a feature",
+        ratio(gathering, encoding),
+        bytes / 1e6,
+        bytes / features
+    );
+}
+
+/// Memory of this process, in pages of 4 KiB.
+fn resident_bytes() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse().ok());
+    pages.unwrap_or(0) * 4096
 }
 
 fn ratio(a: Duration, b: Duration) -> f64 {

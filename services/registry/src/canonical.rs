@@ -20,6 +20,8 @@ use steering_proto::payload::{Activation, InputNormalization};
 
 /// Rows begin at a multiple of this, for readers that map the file.
 const ALIGNMENT: usize = 64;
+/// The form's name, in the file's metadata.
+pub const FORMAT: &str = "steer.sae.v1";
 const F32: u64 = size_of::<f32>() as u64;
 
 /// How a pre-activation becomes an activation.
@@ -125,7 +127,7 @@ impl Layout {
         let scalar_count = architecture.scalar_count();
         let header = json!({
             "__metadata__": {
-                "format": "steer.sae.v1",
+                "format": FORMAT,
                 "architecture": architecture.as_str(),
                 "input_normalization": normalization_name(normalization),
             },

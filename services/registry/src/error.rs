@@ -1,16 +1,16 @@
-//! What can go wrong, and the one place that says it in gRPC's words.
+//! What can go wrong.
 
-use std::{collections::HashMap, error::Error as StdError, io, time::Duration};
+mod status;
+
+use std::{error::Error as StdError, io};
 
 use sqlx::postgres::PgDatabaseError;
 use steering_proto::Invalid;
-use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt};
+use tonic::Code;
 
 use crate::{format::FormatError, vectors::is_damage};
 
-/// `domain` of every `google.rpc.ErrorInfo`.
-pub const ERROR_DOMAIN: &str = "registry.steering.v1";
+pub use status::ERROR_DOMAIN;
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -54,6 +54,14 @@ pub enum Error {
         name: String,
         /// Up to five names that look alike, best first.
         nearest: Vec<String>,
+    },
+    /// No such statistics.
+    #[error("SAE {sae_id:?} has no statistics{which}")]
+    StatisticsNotFound {
+        /// The SAE.
+        sae_id: String,
+        /// Which; empty = any.
+        which: String,
     },
     /// The name is taken.
     #[error("SAE {sae_id:?} exists already; delete it first, or import under another name")]
@@ -281,177 +289,4 @@ fn listing(intro: &str, names: &[String]) -> String {
     }
     let quoted: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
     format!("{intro} {}", quoted.join(", "))
-}
-
-impl From<Error> for Status {
-    fn from(error: Error) -> Self {
-        let message = error.to_string();
-        let (code, details) = match &error {
-            Error::Invalid(invalid) => return invalid.clone().into(),
-            Error::File { field, error } => file_details(field, error, &message),
-            Error::SaeNotFound { .. } | Error::LabelNotFound { .. } | Error::CavNotFound { .. } => {
-                (Code::NotFound, not_found_details(&error))
-            }
-            Error::SaeExists { sae_id } => (
-                Code::AlreadyExists,
-                info("SAE_EXISTS", &[("sae_id", sae_id)]),
-            ),
-            Error::CavExists { name, .. } => {
-                (Code::AlreadyExists, info("CAV_EXISTS", &[("name", name)]))
-            }
-            Error::NotAllowed(_) => (Code::PermissionDenied, info("IMPORT_NOT_ALLOWED", &[])),
-            Error::Busy(_) => (
-                Code::ResourceExhausted,
-                retriable("BUSY", Duration::from_secs(2)),
-            ),
-            Error::Unavailable(_) => (
-                Code::Unavailable,
-                retriable("DATABASE", Duration::from_secs(1)),
-            ),
-            Error::Hub {
-                code: Code::Unavailable,
-                ..
-            } => (Code::Unavailable, retriable("HUB", Duration::from_secs(10))),
-            Error::Hub { code, .. } => (*code, info("HUB", &[])),
-            Error::DiskFull => (Code::ResourceExhausted, info("DISK_FULL", &[])),
-            Error::ReadOnly => (Code::FailedPrecondition, info("READ_ONLY", &[])),
-            Error::ObjectStore(_) => (
-                Code::Unavailable,
-                retriable("OBJECT_STORE", Duration::from_secs(5)),
-            ),
-            Error::CacheTooSmall { .. } => (
-                Code::FailedPrecondition,
-                info("OBJECT_CACHE_TOO_SMALL", &[]),
-            ),
-            Error::DataLoss(_) => (Code::DataLoss, info("DATA_LOSS", &[])),
-            Error::Storage(source) => {
-                tracing::error!(error = %source, "storage failed");
-                (Code::Internal, info("STORAGE", &[]))
-            }
-            Error::Cancelled => (Code::Cancelled, ErrorDetails::new()),
-        };
-        Self::with_error_details(code, message, details)
-    }
-}
-
-fn info(reason: &str, metadata: &[(&str, &str)]) -> ErrorDetails {
-    let metadata: HashMap<String, String> = metadata
-        .iter()
-        .map(|&(key, value)| (key.to_owned(), value.to_owned()))
-        .collect();
-    ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata)
-}
-
-fn retriable(reason: &str, delay: Duration) -> ErrorDetails {
-    let mut details = info(reason, &[]);
-    details.set_retry_info(Some(delay));
-    details
-}
-
-/// What was looked for, and a JSON list of what comes near it.
-fn not_found_details(error: &Error) -> ErrorDetails {
-    let json = |names: &[String]| serde_json::to_string(names).unwrap_or_default();
-    match error {
-        Error::SaeNotFound { sae_id, known } => info(
-            "SAE_NOT_FOUND",
-            &[("sae_id", sae_id), ("known", &json(known))],
-        ),
-        Error::LabelNotFound {
-            sae_id,
-            label,
-            nearest,
-        } => info(
-            "LABEL_NOT_FOUND",
-            &[
-                ("sae_id", sae_id),
-                ("label", label),
-                ("suggestions", &json(nearest)),
-            ],
-        ),
-        Error::CavNotFound { name, nearest } => info(
-            "CAV_NOT_FOUND",
-            &[("name", name), ("suggestions", &json(nearest))],
-        ),
-        _ => ErrorDetails::new(),
-    }
-}
-
-fn file_details(field: &str, error: &FormatError, message: &str) -> (Code, ErrorDetails) {
-    match error {
-        FormatError::Malformed(_) => (
-            Code::InvalidArgument,
-            ErrorDetails::with_bad_request_violation(field, message),
-        ),
-        FormatError::Unservable(_) => (Code::FailedPrecondition, info("NOT_SERVABLE", &[])),
-        FormatError::Io(error) if error.kind() == io::ErrorKind::NotFound => (
-            Code::NotFound,
-            ErrorDetails::with_bad_request_violation(field, message),
-        ),
-        FormatError::Io(_) => (Code::FailedPrecondition, info("FILE_UNREADABLE", &[])),
-        FormatError::Cancelled => (Code::Cancelled, ErrorDetails::new()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::format::{malformed, unservable};
-
-    #[test]
-    fn every_status_has_the_code_and_details_a_client_needs() {
-        let label = Error::LabelNotFound {
-            sae_id: "s".to_owned(),
-            label: "basebal".to_owned(),
-            nearest: vec!["baseball".to_owned()],
-        };
-        let status = Status::from(label);
-        assert_eq!(status.code(), Code::NotFound);
-        assert!(
-            status.message().contains("\"baseball\""),
-            "{}",
-            status.message()
-        );
-        let info = status.get_details_error_info().expect("error info");
-        assert_eq!(info.reason, "LABEL_NOT_FOUND");
-        assert_eq!(info.metadata["suggestions"], r#"["baseball"]"#);
-
-        let status = Status::from(Error::file("path", malformed("W_enc: bad")));
-        assert_eq!(status.code(), Code::InvalidArgument);
-        let bad = status.get_details_bad_request().expect("bad request");
-        assert_eq!(bad.field_violations[0].field, "path");
-
-        let status = Status::from(Error::file("path", unservable("TopK")));
-        assert_eq!(status.code(), Code::FailedPrecondition);
-
-        let status = Status::from(Error::Busy("busy".to_owned()));
-        assert!(status.get_details_retry_info().is_some());
-    }
-
-    #[test]
-    fn a_database_that_gives_way_is_worth_another_try() {
-        for code in ["40001", "40P01", "55P03", "57P01", "08006", "53300"] {
-            let status = Status::from(postgres_error(code).expect(code));
-            assert_eq!(status.code(), Code::Unavailable, "{code}");
-            assert!(status.get_details_retry_info().is_some(), "{code}");
-        }
-        let lost = sqlx::Error::Io(io::Error::from(io::ErrorKind::BrokenPipe));
-        assert_eq!(Status::from(Error::from(lost)).code(), Code::Unavailable);
-        assert!(matches!(postgres_error("53100"), Some(Error::DiskFull)));
-        // unique_violation; its number's low byte is none of SQLite's codes.
-        assert!(postgres_error("23505").is_none());
-        let other = sqlx::Error::RowNotFound;
-        let busy = sqlite_error("261", &other);
-        assert!(matches!(busy, Some(Error::Busy(_))));
-    }
-
-    #[test]
-    fn a_full_disk_is_told_apart_however_deep_it_hides() {
-        let full = || io::Error::from(io::ErrorKind::StorageFull);
-        for error in [
-            Error::from(full()),
-            Error::file("path", FormatError::Io(full())),
-        ] {
-            assert!(matches!(error, Error::DiskFull), "{error:?}");
-        }
-    }
 }

@@ -8,6 +8,7 @@ mod pages;
 mod receive;
 mod saes;
 mod similar;
+mod statistics;
 mod training;
 
 use std::{pin::Pin, sync::Arc};
@@ -37,6 +38,7 @@ type EventStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[async_trait]
 impl FeatureRegistryService for RegistryService {
     type ImportSaeStream = EventStream<v1::ImportSaeResponse>;
+    type DownloadSaeStream = EventStream<v1::DownloadSaeResponse>;
     type UploadSaeStream = EventStream<v1::UploadSaeResponse>;
 
     async fn import_sae(
@@ -86,6 +88,16 @@ impl FeatureRegistryService for RegistryService {
         ))
     }
 
+    async fn download_sae(
+        &self,
+        request: Request<v1::DownloadSaeRequest>,
+    ) -> Result<Response<Self::DownloadSaeStream>, Status> {
+        let registry = Arc::clone(&self.registry);
+        Ok(Response::new(
+            saes::download(registry, request.into_inner()).await?,
+        ))
+    }
+
     async fn search_features(
         &self,
         request: Request<v1::SearchFeaturesRequest>,
@@ -128,6 +140,51 @@ impl FeatureRegistryService for RegistryService {
     ) -> Result<Response<v1::EncodeActivationsResponse>, Status> {
         Ok(Response::new(
             encode::encode(&self.registry, request.into_inner()).await?,
+        ))
+    }
+
+    async fn compute_feature_statistics(
+        &self,
+        request: Request<Streaming<v1::ComputeFeatureStatisticsRequest>>,
+    ) -> Result<Response<v1::ComputeFeatureStatisticsResponse>, Status> {
+        Ok(Response::new(
+            statistics::compute(&self.registry, request.into_inner()).await?,
+        ))
+    }
+
+    async fn list_feature_statistics_versions(
+        &self,
+        request: Request<v1::ListFeatureStatisticsVersionsRequest>,
+    ) -> Result<Response<v1::ListFeatureStatisticsVersionsResponse>, Status> {
+        Ok(Response::new(
+            statistics::versions(&self.registry, request.into_inner()).await?,
+        ))
+    }
+
+    async fn list_feature_statistics(
+        &self,
+        request: Request<v1::ListFeatureStatisticsRequest>,
+    ) -> Result<Response<v1::ListFeatureStatisticsResponse>, Status> {
+        Ok(Response::new(
+            statistics::list(&self.registry, request.into_inner()).await?,
+        ))
+    }
+
+    async fn delete_feature_statistics(
+        &self,
+        request: Request<v1::DeleteFeatureStatisticsRequest>,
+    ) -> Result<Response<v1::DeleteFeatureStatisticsResponse>, Status> {
+        Ok(Response::new(
+            statistics::delete(&self.registry, request.into_inner()).await?,
+        ))
+    }
+
+    async fn import_feature_statistics(
+        &self,
+        request: Request<Streaming<v1::ImportFeatureStatisticsRequest>>,
+    ) -> Result<Response<v1::ImportFeatureStatisticsResponse>, Status> {
+        Ok(Response::new(
+            statistics::import(&self.registry, request.into_inner()).await?,
         ))
     }
 

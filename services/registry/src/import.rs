@@ -15,6 +15,7 @@ pub mod gemma_scope2;
 pub mod hub;
 pub mod options;
 pub mod saelens;
+pub mod steer;
 pub mod tensors;
 
 use std::path::Path;
@@ -96,6 +97,13 @@ pub enum ActivationSource {
         /// Bias of the magnitude.
         b_mag: Vec<f32>,
     },
+    /// Scalars as they are stored, everything folded in.
+    Stored {
+        /// Which ones.
+        architecture: Architecture,
+        /// Shape `[d_sae, scalar_count]`.
+        scalars: Vec<f32>,
+    },
 }
 
 impl ActivationSource {
@@ -105,6 +113,7 @@ impl ActivationSource {
             Self::Relu { .. } => Architecture::Relu,
             Self::JumpRelu { .. } => Architecture::JumpRelu,
             Self::Gated { .. } => Architecture::Gated,
+            Self::Stored { architecture, .. } => *architecture,
         }
     }
 }
@@ -116,6 +125,7 @@ impl SaeSource {
             Kind::GemmaScope => gemma_scope::read(found, scratch, progress),
             Kind::GemmaScope2 => gemma_scope2::read(found),
             Kind::SaeLens => saelens::read(found),
+            Kind::Steer => steer::read(found),
             Kind::DictionaryLearning => dictionary_learning::read(found, scratch, progress),
         };
         let source = source.map_err(|error| error.within(found.weights.name()))?;

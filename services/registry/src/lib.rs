@@ -5,6 +5,7 @@
 //! - [`import`], [`labels`] and [`cavs`] decide what their numbers mean;
 //! - [`concept`] trains CAVs and says what they are worth;
 //! - [`canonical`] is the one form in which SAEs are kept;
+//! - [`statistics`] gathers what features do on a corpus;
 //! - [`scan`] reads all features of an SAE: encodes activations, finds neighbours;
 //! - [`vectors`] (an object store) and [`store`] (a database) keep things;
 //! - [`registry`] puts these together; [`grpc`] speaks for it;
@@ -26,6 +27,7 @@ pub mod progress;
 pub mod registry;
 pub mod scan;
 mod serve;
+pub mod statistics;
 pub mod store;
 mod upkeep;
 pub mod vectors;

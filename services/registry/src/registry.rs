@@ -6,6 +6,8 @@ mod labels;
 mod saes;
 mod scans;
 pub mod search;
+mod statistics;
+mod statistics_import;
 mod training;
 
 use std::{
@@ -27,6 +29,8 @@ pub use saes::ImportSource;
 use search::SharedVocabulary;
 
 pub use scans::{FoundFeature, SimilarQuery};
+pub use statistics::Gathering;
+pub use statistics_import::ReceivedStatistics;
 pub use training::LabelledActivations;
 
 /// SAE imports that run at once: each holds up to 150 MB.
@@ -52,6 +56,7 @@ pub struct Registry {
     importing: Semaphore,
     trainings: Semaphore,
     scans: Semaphore,
+    statistics: Semaphore,
     /// Held, with the store's lock, while an object gains its first row or loses its last,
     /// so that neither happens between the two steps of the other.
     objects: Mutex<()>,
@@ -81,6 +86,7 @@ impl Registry {
             imports: Semaphore::new(IMPORTS_MAX),
             importing: Semaphore::new(IMPORTS_RUNNING_MAX),
             scans: Semaphore::new(scans::SCANS_MAX),
+            statistics: Semaphore::new(statistics::STATISTICS_MAX),
             trainings: Semaphore::new(training::TRAININGS_MAX),
             objects: Mutex::new(()),
             vocabulary: SharedVocabulary::default(),

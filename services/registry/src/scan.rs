@@ -1,10 +1,11 @@
-//! Reading all features of an SAE once, in parallel: what they find in activations, and
-//! which of them write alike. Numbers and one file; no wire, no store.
+//! Reading all features of an SAE once, in parallel: what they find in activations,
+//! once or over a whole corpus, and which of them write alike. Numbers and one file; no wire, no store.
 //!
 //! The file is read, and checked, in blocks into buffers that stay in a core's cache, so that
 //! a scan takes little more than the memory needs to deliver it.
 
 mod encode;
+mod gather;
 mod similar;
 mod top;
 
@@ -18,6 +19,7 @@ use crate::{
 };
 
 pub use encode::{Encoded, Input, encode};
+pub use gather::{Gathered, Rows};
 pub use similar::{Neighbour, Query, similar};
 
 const F32: u64 = size_of::<f32>() as u64;

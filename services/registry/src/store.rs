@@ -8,10 +8,12 @@ mod label;
 pub mod postgres;
 mod rows;
 pub mod sqlite;
+mod statistics;
 mod training;
 mod words;
 
 pub use label::{Evidence, EvidenceValue, FeatureNotes, LabelFacts, LabelRecord, NewLabel};
+pub use statistics::{StatisticsBatches, StatisticsVersion, WhichStatistics};
 pub use training::CavTraining;
 pub use words::{LabelIds, Posting, words};
 
@@ -21,7 +23,7 @@ use futures::stream::BoxStream;
 use steering_proto::{payload::InputNormalization, v1};
 use tonic::async_trait;
 
-use crate::{canonical::Layout, error::Result};
+use crate::{canonical::Layout, error::Result, statistics::FeatureStatistics};
 
 /// An SAE, without its directions.
 #[derive(Debug, Clone, PartialEq)]
@@ -209,11 +211,57 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// Labels of an SAE by feature and key.
     async fn list_labels(&self, page: LabelPage<'_>) -> Result<Vec<LabelRecord>>;
 
+    /// Stores a version of an SAE's statistics, all or nothing. One that is there already
+    /// becomes the newest again.
+    async fn add_statistics(
+        &self,
+        sae: &SaeRecord,
+        version: &StatisticsVersion,
+        features: StatisticsBatches<'_>,
+    ) -> Result<StatisticsVersion>;
+    /// Versions stored before `before`, newest first.
+    async fn list_statistics_versions(
+        &self,
+        sae: i64,
+        before: i64,
+        limit: u32,
+    ) -> Result<Vec<StatisticsVersion>>;
+    /// A version of an SAE's statistics.
+    async fn statistics_version(
+        &self,
+        sae: i64,
+        which: WhichStatistics<'_>,
+    ) -> Result<Option<StatisticsVersion>>;
+    /// Statistics of those features that fired, in no order.
+    async fn statistics_of(
+        &self,
+        version: i64,
+        indices: &[u32],
+        with_contexts: bool,
+    ) -> Result<Vec<FeatureStatistics>>;
+    /// Statistics of features that fired, from this index on.
+    async fn list_statistics(
+        &self,
+        version: i64,
+        from: u32,
+        limit: u32,
+    ) -> Result<Vec<FeatureStatistics>>;
+    /// Removes a version; whether it was there.
+    async fn remove_statistics(&self, version: i64) -> Result<bool>;
+
     /// Stores CAVs, all or none. A version that is there already becomes the
     /// newest again. Returns what is stored, without numbers.
     async fn add_cavs(&self, cavs: &[CavRecord]) -> Result<Vec<CavRecord>>;
     /// Newest versions by name, behind `after`, without numbers.
     async fn list_cavs(&self, prefix: &str, after: &str, limit: u32) -> Result<Vec<CavRecord>>;
+    /// All versions of names that start with `prefix`, in the order of storing, behind `after`,
+    /// each with its place in that order; without numbers.
+    async fn list_cav_versions(
+        &self,
+        prefix: &str,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<(i64, CavRecord)>>;
     /// Versions at an address, newest first, at most two, with numbers.
     async fn cavs_at(&self, address: &CavAddress) -> Result<Vec<CavRecord>>;
     /// Removes the versions at an address; returns how many.
@@ -286,6 +334,14 @@ fn timestamp(ms: i64) -> prost_types::Timestamp {
         // Below 10^9, so it fits.
         nanos: i32::try_from(ms.rem_euclid(1000) * 1_000_000).unwrap_or(0),
     }
+}
+
+/// Milliseconds since 1970 of a time on the wire.
+pub fn milliseconds(time: &prost_types::Timestamp) -> i64 {
+    let prost_types::Timestamp { seconds, nanos } = time;
+    seconds
+        .saturating_mul(1000)
+        .saturating_add(i64::from(nanos / 1_000_000))
 }
 
 /// Milliseconds since 1970, UTC.

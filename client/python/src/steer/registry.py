@@ -11,7 +11,7 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import ArrayLike, NDArray
 
-from steer import compose, display, edits, rpc, v1
+from steer import display, edits, rpc, v1
 from steer.edits import FeatureRef
 from steer.errors import ContractError
 from steer.rpc import Answer, Call, Plan, Question, Rpc
@@ -68,10 +68,12 @@ class Feature:
     index: int
     hook_name: str
     max_activation: float | None
+    #: What it does on a corpus, where that was computed (`steer features stats`).
+    statistics: v1.FeatureStatistics | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, message: v1.SaeFeature) -> Feature:
-        """Wraps the registry's message."""
+    def of(cls, message: v1.SaeFeature, statistics: v1.FeatureStatistics | None = None) -> Feature:
+        """Wraps the registry's messages."""
         largest = message.max_activation if message.HasField("max_activation") else None
         return cls(
             message,
@@ -80,6 +82,7 @@ class Feature:
             message.feature_index,
             message.hook_name,
             largest,
+            statistics if statistics is not None and statistics.digest else None,
         )
 
     @property
@@ -163,8 +166,12 @@ def _pages(method: Rpc[Any, Any], request: Any, entries: str, limit: int | None)
 
 def feature(name: str | int, sae: str | None) -> Plan[Feature]:
     """One feature with its vectors."""
-    [message] = yield from compose.get_features([FeatureRef.parse(name)], sae)
-    return Feature.of(message)
+    refs = [FeatureRef.parse(name).message(sae)]
+    request = v1.GetFeaturesRequest(features=refs, include_statistics=True)
+    answer = yield from rpc.ask(rpc.GET_FEATURES, request)
+    if len(answer.features) != 1:
+        raise ContractError(f"GetFeatures answered {len(answer.features)} of 1 features")
+    return Feature.of(answer.features[0], next(iter(answer.statistics), None))
 
 
 def cav(name: str) -> Plan[Cav]:

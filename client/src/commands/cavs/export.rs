@@ -47,11 +47,11 @@ enum Format {
 
 /// What goes into the file.
 #[derive(Debug, Default, PartialEq)]
-struct Export {
-    hook_name: String,
-    model_id: String,
-    labels: Vec<String>,
-    rows: Vec<Vec<f32>>,
+pub(in crate::commands) struct Export {
+    pub(in crate::commands) hook_name: String,
+    pub(in crate::commands) model_id: String,
+    pub(in crate::commands) labels: Vec<String>,
+    pub(in crate::commands) rows: Vec<Vec<f32>>,
 }
 
 #[derive(Serialize)]
@@ -136,7 +136,8 @@ fn collect(cavs: Vec<v1::Cav>, hook: Option<&str>) -> anyhow::Result<Export> {
     Ok(export)
 }
 
-fn to_safetensors(export: &Export) -> anyhow::Result<Vec<u8>> {
+/// The file that `steer cavs import` reads.
+pub(in crate::commands) fn to_safetensors(export: &Export) -> anyhow::Result<Vec<u8>> {
     let width = export.rows.first().map_or(0, Vec::len);
     let numbers = export.rows.iter().flatten();
     let data: Vec<u8> = numbers.flat_map(|value| value.to_le_bytes()).collect();

@@ -9,11 +9,9 @@ use serde::Serialize;
 use steering_client::{Client, prompt, v1};
 
 use super::views;
-use crate::{failure::hinted, output, progress, table::Table, views::CavView};
-use dataset::Dataset;
+use crate::{commands::dataset::Dataset, output, progress, table::Table, views::CavView};
 use journal::{Capture, Journal};
 
-mod dataset;
 mod journal;
 
 /// Texts whose activations are under way.
@@ -97,7 +95,7 @@ struct TrainDocument {
 }
 
 pub(super) async fn run(args: TrainArgs, client: &Client, json: bool) -> anyhow::Result<()> {
-    let dataset = Dataset::read(&args.file, &args.text, &args.label, args.limit)?;
+    let dataset = Dataset::read(&args.file, &args.text, Some(&args.label), args.limit)?;
     let model = client.get_model().await?;
     let header = journal::Header {
         hook_name: args.hook.clone(),
@@ -245,9 +243,4 @@ impl TrainDocument {
         ));
         Ok(())
     }
-}
-
-/// An error that names the place in a file.
-fn in_line(file: &Path, line: usize, what: &str, hint: &str) -> anyhow::Error {
-    hinted(format!("{}, line {line}: {what}", file.display()), hint)
 }

@@ -9,7 +9,7 @@ use crate::{
     error::Result,
     import::options::check_text,
     registry::Registry,
-    store::CavRecord,
+    store::{CavRecord, CavTraining, milliseconds},
 };
 
 const PAGE_SIZE: u32 = 100;
@@ -26,7 +26,11 @@ pub(super) async fn create(
         model_id,
         directions,
         origin,
+        training,
+        created_at,
     } = request;
+    let training = training.map(CavTraining::try_from).transpose();
+    let training = training.map_err(|invalid| invalid.within("training"))?;
     let directions = directions
         .into_iter()
         .enumerate()
@@ -39,7 +43,14 @@ pub(super) async fn create(
         model_id,
         origin,
     };
-    let record = record(name, directions, &context)?;
+    let record = CavRecord {
+        training,
+        ..record(name, directions, &context)?
+    };
+    let record = CavRecord {
+        created_at_ms: created_at.map_or(record.created_at_ms, |time| milliseconds(&time)),
+        ..record
+    };
     let stored = registry.add_cavs(std::slice::from_ref(&record)).await?;
     Ok(v1::CreateCavResponse {
         cav: stored.into_iter().next().map(CavRecord::into_wire),
@@ -107,8 +118,12 @@ pub(super) async fn list(
         prefix,
         page_size,
         page_token,
+        all_versions,
     } = request;
     let size = pages::page_size(page_size, PAGE_SIZE)?;
+    if all_versions {
+        return list_versions(registry, &prefix, size, &page_token).await;
+    }
     let scope = format!("cavs {prefix}");
     let after: Option<String> = pages::decode(&scope, &page_token)?;
     let mut cavs = registry
@@ -123,6 +138,26 @@ pub(super) async fn list(
     Ok(v1::ListCavsResponse {
         cavs: cavs.into_iter().map(CavRecord::into_wire).collect(),
         next_page_token,
+    })
+}
+
+async fn list_versions(
+    registry: &Registry,
+    prefix: &str,
+    size: u32,
+    page_token: &str,
+) -> Result<v1::ListCavsResponse> {
+    let scope = format!("versions of cavs {prefix}");
+    let after: Option<i64> = pages::decode(&scope, page_token)?;
+    let mut cavs = registry
+        .list_cav_versions(prefix, after.unwrap_or(0), size + 1)
+        .await?;
+    let more = cavs.len() > size as usize;
+    cavs.truncate(size as usize);
+    let last = cavs.last().filter(|_| more);
+    Ok(v1::ListCavsResponse {
+        next_page_token: last.map_or_else(String::new, |(stored, _)| pages::encode(&scope, stored)),
+        cavs: cavs.into_iter().map(|(_, cav)| cav.into_wire()).collect(),
     })
 }
 

@@ -119,7 +119,10 @@ pub(super) async fn get(
     registry: &Registry,
     request: v1::GetFeaturesRequest,
 ) -> Result<v1::GetFeaturesResponse> {
-    let v1::GetFeaturesRequest { features } = request;
+    let v1::GetFeaturesRequest {
+        features,
+        include_statistics,
+    } = request;
     if !(1..=FEATURES_MAX).contains(&features.len()) {
         let message = format!(
             "has {} entries; 1 to {FEATURES_MAX} are allowed",
@@ -134,8 +137,10 @@ pub(super) async fn get(
             FeatureRef::try_from(wire).map_err(|invalid| invalid.within(&format!("features[{i}]")))
         })
         .collect::<Result<Vec<_>, Invalid>>()?;
+    let (features, statistics) = registry.features(references, include_statistics).await?;
     Ok(v1::GetFeaturesResponse {
-        features: registry.features(references).await?,
+        features,
+        statistics,
     })
 }
 
@@ -145,7 +150,12 @@ pub(super) async fn import_labels(
 ) -> Result<v1::ImportFeatureLabelsResponse, Status> {
     use v1::import_feature_labels_request::Content;
     let first = stream.message().await?.and_then(|message| message.content);
-    let Some(Content::Header(v1::LabelImportHeader { sae_id, source })) = first else {
+    let Some(Content::Header(v1::LabelImportHeader {
+        sae_id,
+        source,
+        shared_names,
+    })) = first
+    else {
         return Err(Invalid::field("header", "must be the first message").into());
     };
     check_text(&source, "source", SOURCE_LEN_MAX).map_err(|invalid| invalid.within("header"))?;
@@ -165,7 +175,7 @@ pub(super) async fn import_labels(
         }
     }
     let counts = registry
-        .import_labels(&sae_id, &source, file.finish().await?)
+        .import_labels(&sae_id, &source, shared_names, file.finish().await?)
         .await?;
     Ok(v1::ImportFeatureLabelsResponse {
         label_count: counts.labels,

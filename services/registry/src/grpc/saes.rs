@@ -1,11 +1,16 @@
-//! `ListSaes`, `GetSae`, `DeleteSae`.
+//! `ListSaes`, `GetSae`, `DownloadSae`, `DeleteSae`.
 
+use std::sync::Arc;
+
+use futures::{StreamExt, stream};
 use steering_proto::{Invalid, v1};
 
-use super::pages;
+use super::{EventStream, pages};
 use crate::{error::Result, registry::Registry};
 
 const PAGE_SIZE: u32 = 100;
+/// Bytes of one message of a download.
+const CHUNK_LEN: usize = 1 << 20;
 const SCOPE: &str = "saes";
 
 pub(super) async fn list(
@@ -39,6 +44,27 @@ pub(super) async fn get(
     Ok(v1::GetSaeResponse {
         sae: Some(sae.to_wire()),
     })
+}
+
+/// The canonical file, read as it is sent.
+pub(super) async fn download(
+    registry: Arc<Registry>,
+    request: v1::DownloadSaeRequest,
+) -> Result<EventStream<v1::DownloadSaeResponse>> {
+    let v1::DownloadSaeRequest { sae_id } = request;
+    let sae = registry.sae(&named(sae_id)?).await?;
+    let file = registry.whole(&sae).await?;
+    let len = sae.layout.file_len();
+    let starts = stream::iter((0..len).step_by(CHUNK_LEN));
+    let chunks = starts.then(move |start| {
+        let (registry, sae, file) = (registry.clone(), sae.clone(), file.clone());
+        async move {
+            let bytes = start..len.min(start + CHUNK_LEN as u64);
+            let chunk = registry.read_sae(&sae, &file, bytes).await?;
+            Ok(v1::DownloadSaeResponse { chunk })
+        }
+    });
+    Ok(Box::pin(chunks))
 }
 
 pub(super) async fn delete(

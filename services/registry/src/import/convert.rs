@@ -162,6 +162,7 @@ fn scalars(
                 ]);
             }
         }
+        ActivationSource::Stored { scalars, .. } => values.extend(scalars),
     }
     check_finite(&values, source.activation.architecture())?;
     Ok(values

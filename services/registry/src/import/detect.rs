@@ -23,6 +23,8 @@ pub enum Kind {
     SaeLens,
     /// `config.json`, `ae.pt`.
     DictionaryLearning,
+    /// `steer_sae.safetensors`.
+    Steer,
 }
 
 /// The files of one SAE, open.
@@ -52,11 +54,12 @@ impl Found {
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::GemmaScope,
         Self::GemmaScope2,
         Self::SaeLens,
         Self::DictionaryLearning,
+        Self::Steer,
     ];
 
     /// Name of the weights, and of the configuration beside them.
@@ -66,6 +69,7 @@ impl Kind {
             Self::GemmaScope2 => ("params.safetensors", "config.json"),
             Self::SaeLens => ("sae_weights.safetensors", "cfg.json"),
             Self::DictionaryLearning => ("ae.pt", "config.json"),
+            Self::Steer => ("steer_sae.safetensors", ""),
         }
     }
 

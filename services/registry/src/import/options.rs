@@ -3,10 +3,11 @@
 use steering_proto::{HookPoint, Invalid, v1};
 
 use super::{HookHint, SaeSource};
-use crate::error::Result;
+use crate::{error::Result, store::milliseconds};
 
 const SAE_ID_LEN_MAX: usize = 200;
 const MODEL_ID_LEN_MAX: usize = 500;
+const TEXT_LEN_MAX: usize = 500;
 
 /// Checked [`v1::SaeImportOptions`].
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +20,60 @@ pub struct ImportOptions {
     pub model_id: Option<String>,
     /// Factor by which activations are to be scaled for the SAE.
     pub activation_scale: Option<f32>,
+    /// What an export says of the SAE.
+    pub provenance: Option<Provenance>,
+}
+
+/// Checked [`v1::SaeProvenance`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Provenance {
+    /// Digest that the import must make.
+    pub digest: String,
+    /// Format it came in first.
+    pub format: String,
+    /// Where it came from first.
+    pub origin: String,
+    /// When, in milliseconds since 1970, if that is said.
+    pub created_at_ms: Option<i64>,
+}
+
+impl TryFrom<v1::SaeProvenance> for Provenance {
+    type Error = Invalid;
+
+    fn try_from(wire: v1::SaeProvenance) -> Result<Self, Invalid> {
+        let v1::SaeProvenance {
+            digest,
+            format,
+            origin,
+            created_at,
+        } = wire;
+        check_text(&format, "format", TEXT_LEN_MAX)?;
+        check_text(&origin, "origin", TEXT_LEN_MAX)?;
+        if digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            let text = format!("is {digest:?}; 64 hex digits are needed");
+            return Err(Invalid::field("digest", text));
+        }
+        Ok(Self {
+            digest,
+            format,
+            origin,
+            created_at_ms: created_at.map(|time| milliseconds(&time)),
+        })
+    }
+}
+
+impl Provenance {
+    /// Refuses directions with another digest.
+    pub fn check(&self, digest: &str) -> Result<(), Invalid> {
+        if self.digest == digest {
+            return Ok(());
+        }
+        let text = format!(
+            "is {}, but the files make {digest}: they were changed",
+            self.digest
+        );
+        Err(Invalid::field("options.provenance.digest", text))
+    }
 }
 
 /// Hook point, model and scale, decided.
@@ -41,6 +96,7 @@ impl TryFrom<v1::SaeImportOptions> for ImportOptions {
             hook_name,
             model_id,
             activation_scale,
+            provenance,
         } = wire;
         check_sae_id(&sae_id)?;
         check_text(&model_id, "model_id", MODEL_ID_LEN_MAX)?;
@@ -59,6 +115,10 @@ impl TryFrom<v1::SaeImportOptions> for ImportOptions {
             },
             model_id: Some(model_id).filter(|model_id| !model_id.is_empty()),
             activation_scale,
+            provenance: provenance
+                .map(Provenance::try_from)
+                .transpose()
+                .map_err(|invalid| invalid.within("provenance"))?,
         })
     }
 }

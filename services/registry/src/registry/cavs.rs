@@ -45,6 +45,16 @@ impl Registry {
         self.store.list_cavs(prefix, after, limit).await
     }
 
+    /// All versions of names that start with `prefix`, as they were stored, behind `after`.
+    pub async fn list_cav_versions(
+        &self,
+        prefix: &str,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<(i64, CavRecord)>> {
+        self.store.list_cav_versions(prefix, after, limit).await
+    }
+
     /// The CAV at `name` (its newest version) or `name@digest`, with numbers.
     pub async fn cav(&self, address: &str) -> Result<CavRecord> {
         let parsed = parse_address(address)?;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use steering_proto::{Invalid, payload::Activation, v1};
 
-use super::{Registry, nearest};
+use super::{Registry, nearest, statistics::to_wire as statistics_to_wire};
 use crate::{
     canonical::FeatureNumbers,
     error::{Error, Result},
@@ -17,7 +17,7 @@ pub const FEATURES_MAX: usize = 256;
 /// Features named by an ambiguous label that are listed.
 const AMBIGUOUS_LISTED: u32 = 11;
 /// Room for everything but the rows.
-const RESPONSE_RESERVE: usize = 1 << 20;
+const RESPONSE_RESERVE: usize = 4 << 20;
 
 /// How a request names a feature.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,8 +68,12 @@ struct Group {
 }
 
 impl Registry {
-    /// Features, complete, in the order asked for.
-    pub async fn features(&self, references: Vec<FeatureRef>) -> Result<Vec<v1::SaeFeature>> {
+    /// Features, complete, in the order asked for; and, if asked for, their statistics.
+    pub async fn features(
+        &self,
+        references: Vec<FeatureRef>,
+        with_statistics: bool,
+    ) -> Result<(Vec<v1::SaeFeature>, Vec<v1::FeatureStatistics>)> {
         let count = references.len();
         let groups = self.resolve(references).await?;
         let bytes: usize = groups
@@ -81,21 +85,34 @@ impl Registry {
             return Err(Invalid::field("features", message).into());
         }
         let mut features: Vec<Option<v1::SaeFeature>> = vec![None; count];
+        let mut statistics = vec![v1::FeatureStatistics::default(); count];
         for Group { sae, wanted } in groups.into_values() {
             let indices: Vec<u32> = wanted.iter().map(|&(_, index, _)| index).collect();
             let notes = self.store.feature_notes(sae.key, &indices).await?;
+            let newest = self.newest_statistics(sae.key, &indices, with_statistics);
+            let newest = newest.await?;
             let numbers = self.numbers(&sae, &indices).await?;
             for ((position, index, label), numbers) in wanted.into_iter().zip(numbers) {
                 let mut notes = notes.get(&index).cloned().unwrap_or_default();
                 // The name it was asked for by, rather than its best one.
                 notes.label = label.or(notes.label);
+                // What was measured on this model goes before what a label's source says.
+                let measured = newest.as_ref().and_then(|(_, found)| found.get(&index));
+                let measured = measured.map(|feature| feature.max_activation);
+                notes.max_activation = measured.or(notes.max_activation);
+                if with_statistics {
+                    statistics[position] = statistics_to_wire(newest.as_ref(), index);
+                }
                 features[position] = Some(to_wire(&sae, index, notes, numbers));
             }
         }
-        features
-            .into_iter()
-            .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| Error::DataLoss("a feature is missing".to_owned()))
+        if !with_statistics {
+            statistics.clear();
+        }
+        let features = features.into_iter().collect::<Option<Vec<_>>>();
+        let features =
+            features.ok_or_else(|| Error::DataLoss("a feature is missing".to_owned()))?;
+        Ok((features, statistics))
     }
 
     /// Directions of an SAE's features, in the order asked for.

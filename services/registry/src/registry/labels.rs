@@ -24,6 +24,7 @@ impl Registry {
         &self,
         sae_id: &str,
         source: &str,
+        shared_names: bool,
         mut file: File,
     ) -> Result<LabelCounts> {
         let sae = self.sae(sae_id).await?;
@@ -65,7 +66,7 @@ impl Registry {
             .add_labels(
                 &sae,
                 ReceiverStream::new(batches).boxed(),
-                format.names_are_unique(),
+                format.names_are_unique() && !shared_names,
             )
             .await;
         reading

@@ -1,6 +1,6 @@
 //! SAEs: import, listing, removal.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{ops::Range, path::PathBuf, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use steering_proto::Invalid;
@@ -22,6 +22,7 @@ use crate::{
         options::{ImportOptions, Resolved},
     },
     progress::Progress,
+    scan::SaeFile,
     store::{SaeRecord, now_ms},
     vectors::StagedObject,
 };
@@ -97,6 +98,10 @@ impl Registry {
         let (layout, staged) = self
             .write_canonical(source, &resolved, field, &progress)
             .await?;
+        let provenance = options.provenance;
+        if let Some(known) = &provenance {
+            known.check(&staged.digest)?;
+        }
         let record = SaeRecord {
             key: 0,
             name: options.sae_id,
@@ -109,6 +114,15 @@ impl Registry {
             origin: opened.origin,
             created_at_ms: now_ms(),
             label_count: 0,
+        };
+        let record = match provenance {
+            Some(known) => SaeRecord {
+                format: known.format,
+                origin: known.origin,
+                created_at_ms: known.created_at_ms.unwrap_or(record.created_at_ms),
+                ..record
+            },
+            None => record,
         };
         drop(opened.upload);
         let record = self.make_visible(staged, &record).await?;
@@ -282,6 +296,24 @@ impl Registry {
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// Bytes of an SAE's canonical file.
+    pub async fn read_sae(
+        &self,
+        sae: &SaeRecord,
+        file: &SaeFile,
+        bytes: Range<u64>,
+    ) -> Result<Vec<u8>> {
+        let object = Arc::clone(&file.object);
+        let read = blocking(move || {
+            let mut buffer = Vec::new();
+            Ok(object.read(&bytes, &mut buffer).map(<[u8]>::to_vec))
+        });
+        match read.await? {
+            Ok(bytes) => Ok(bytes),
+            Err(error) => Err(self.unreadable(sae, error.into()).await),
         }
     }
 

@@ -186,6 +186,15 @@ impl Registry {
         Ok((encoded, labels))
     }
 
+    /// An SAE's file, all of it on this machine.
+    pub async fn whole(&self, sae: &SaeRecord) -> Result<SaeFile> {
+        let layout = sae.layout;
+        match self.vectors.whole(&sae.digest, &layout).await {
+            Err(error) => Err(self.unreadable(sae, error).await),
+            Ok(object) => Ok(SaeFile { object, layout }),
+        }
+    }
+
     /// Reads all of an SAE. What is damaged in a cache only is fetched and read once more.
     async fn scan<T: Send + 'static>(
         &self,
@@ -193,14 +202,9 @@ impl Registry {
         work: impl Fn(&SaeFile) -> io::Result<T> + Send + Sync + 'static,
     ) -> Result<T> {
         let work = Arc::new(work);
-        let layout = sae.layout;
         let mut first = true;
         loop {
-            let object = match self.vectors.whole(&sae.digest, &layout).await {
-                Err(error) => return Err(self.unreadable(sae, error).await),
-                Ok(object) => object,
-            };
-            let file = SaeFile { object, layout };
+            let file = self.whole(sae).await?;
             let work = Arc::clone(&work);
             match blocking(move || Ok(work(&file))).await? {
                 Err(error)
@@ -214,7 +218,7 @@ impl Registry {
         }
     }
 
-    async fn scan_permit(&self) -> Result<SemaphorePermit<'_>> {
+    pub(super) async fn scan_permit(&self) -> Result<SemaphorePermit<'_>> {
         let permit = self.scans.acquire().await;
         permit.map_err(|error| Error::Storage(Box::new(error)))
     }

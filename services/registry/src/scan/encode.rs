@@ -12,7 +12,7 @@ use super::{Buffer, SaeFile, top::Top};
 use crate::canonical::Architecture;
 
 /// Bytes of encoder rows multiplied at once.
-const BLOCK_BYTES: usize = 2 << 20;
+pub(super) const BLOCK_BYTES: usize = 2 << 20;
 /// Added to the standard deviation, as SAELens does.
 const LAYER_NORM_EPSILON: f32 = 1e-5;
 
@@ -36,56 +36,98 @@ pub struct Encoded {
     pub active: u32,
 }
 
+/// What a block of features finds in every row.
+pub(super) struct Block<'a> {
+    /// Index of its first feature.
+    pub(super) first: u32,
+    products: ArrayView2<'a, f32>,
+    features: &'a [(f32, Activation)],
+}
+
+impl Block<'_> {
+    /// For every row, the place in the block and the activation of each feature that fires.
+    pub(super) fn rows(&self) -> impl Iterator<Item = impl Iterator<Item = (usize, f32)>> {
+        self.products.outer_iter().map(|row| {
+            let products = row.into_iter().zip(self.features).enumerate();
+            products.filter_map(|(place, (product, (bias, activation)))| {
+                let value = activation.apply(product + bias);
+                (value > 0.0).then_some((place, value))
+            })
+        })
+    }
+}
+
 #[derive(Default)]
-struct State {
+struct Room<S> {
     encoder: Buffer,
     scalars: Buffer,
     products: Vec<f32>,
-    rows: Vec<(Top<u32>, u32)>,
+    state: S,
+}
+
+/// Encodes rows and calls `visit` with every block of features on some thread, with that
+/// thread's state. Returns the states.
+pub(super) fn encode_blocks<S: Default + Send>(
+    sae: &SaeFile,
+    activations: &[f32],
+    normalization: InputNormalization,
+    visit: impl Fn(&mut S, &Block<'_>) + Sync,
+) -> io::Result<Vec<S>> {
+    let width = sae.width();
+    let normalized: Vec<f32> = activations
+        .chunks_exact(width)
+        .flat_map(|row| normalize(row, normalization))
+        .collect();
+    let count = normalized.len() / width;
+    let x = ArrayView2::from_shape((count, width), &normalized).map_err(io::Error::other)?;
+    let rooms = sae.visit(BLOCK_BYTES, |room: &mut Room<S>, block| {
+        let first = block.start;
+        let [encoder, scalars] = sae.layout.encoder_ranges(block);
+        let rows = room.encoder.read(&sae.object, &encoder)?;
+        let scalars = room.scalars.read(&sae.object, &scalars)?;
+        let rows =
+            ArrayView2::from_shape((rows.len() / width, width), rows).map_err(io::Error::other)?;
+        let products = std::mem::take(&mut room.products);
+        let mut products = with_shape(products, (count, rows.nrows()))?;
+        general_mat_mul(1.0, &x, &rows.t(), 0.0, &mut products);
+        let features: Vec<(f32, Activation)> = scalars
+            .chunks_exact(sae.scalar_count())
+            .map(|scalars| activation(sae.architecture(), scalars))
+            .collect();
+        let block = Block {
+            first,
+            products: products.view(),
+            features: &features,
+        };
+        visit(&mut room.state, &block);
+        room.products = products.into_raw_vec_and_offset().0;
+        Ok(())
+    })?;
+    Ok(rooms.into_iter().map(|room| room.state).collect())
 }
 
 /// The strongest features of each row.
 pub fn encode(sae: &SaeFile, input: Input<'_>) -> io::Result<Vec<Encoded>> {
-    let width = sae.width();
-    let normalized: Vec<f32> = input
-        .activations
-        .chunks_exact(width)
-        .flat_map(|row| normalize(row, input.normalization))
-        .collect();
-    let count = normalized.len() / width;
-    let x = ArrayView2::from_shape((count, width), &normalized).map_err(io::Error::other)?;
-    let states = sae.visit(BLOCK_BYTES, |state: &mut State, block| {
-        let first = block.start;
-        let [encoder, scalars] = sae.layout.encoder_ranges(block);
-        let rows = state.encoder.read(&sae.object, &encoder)?;
-        let scalars = state.scalars.read(&sae.object, &scalars)?;
-        let rows =
-            ArrayView2::from_shape((rows.len() / width, width), rows).map_err(io::Error::other)?;
-        let features = rows.nrows();
-        state.rows.resize_with(count, || (Top::new(input.top_k), 0));
-        let room = std::mem::take(&mut state.products);
-        let mut products = with_shape(room, (count, features))?;
-        general_mat_mul(1.0, &x, &rows.t(), 0.0, &mut products);
-        let activations: Vec<(f32, Activation)> = scalars
-            .chunks_exact(sae.scalar_count())
-            .map(|scalars| activation(sae.architecture(), scalars))
-            .collect();
-        for (row, (top, active)) in products.outer_iter().zip(&mut state.rows) {
-            for ((index, product), (bias, activation)) in (first..).zip(row).zip(&activations) {
-                let value = activation.apply(product + bias);
-                if value > 0.0 {
-                    *active += 1;
-                    top.push(value, index);
-                }
+    let Input {
+        activations,
+        normalization,
+        top_k,
+    } = input;
+    let count = activations.len() / sae.width();
+    type Rows = Vec<(Top<u32>, u32)>;
+    let states = encode_blocks(sae, activations, normalization, |rows: &mut Rows, block| {
+        rows.resize_with(count, || (Top::new(top_k), 0));
+        for (row, (top, active)) in block.rows().zip(rows) {
+            for (place, value) in row {
+                *active += 1;
+                top.push(value, block.first + place as u32);
             }
         }
-        state.products = products.into_raw_vec_and_offset().0;
-        Ok(())
     })?;
-    let mut merged: Vec<(Top<u32>, u32)> = vec![(Top::new(input.top_k), 0); count];
+    let mut merged: Rows = vec![(Top::new(top_k), 0); count];
     for (row, part) in states
         .into_iter()
-        .flat_map(|state| state.rows.into_iter().enumerate())
+        .flat_map(|rows| rows.into_iter().enumerate())
     {
         merged[row].0.merge(part.0);
         merged[row].1 += part.1;

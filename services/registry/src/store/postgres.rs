@@ -7,6 +7,7 @@ mod cavs;
 mod labels;
 mod saes;
 mod search;
+mod statistics;
 mod upkeep;
 mod words;
 
@@ -22,11 +23,13 @@ use tonic::async_trait;
 
 use super::{
     CavAddress, CavRecord, FeatureNotes, LabelBatches, LabelCounts, LabelPage, LabelRecord,
-    LabelTexts, ObjectsLock, Posting, SaeFilter, SaeRecord, Store,
+    LabelTexts, ObjectsLock, Posting, SaeFilter, SaeRecord, StatisticsBatches, StatisticsVersion,
+    Store, WhichStatistics,
 };
 use crate::{
     config::DatabaseUrl,
     error::{Error, Result},
+    statistics::FeatureStatistics,
 };
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
@@ -62,6 +65,8 @@ enum Exclusive {
     Vocabulary,
     /// CAVs get their place in the order of versions.
     Cavs,
+    /// Statistics get theirs.
+    Statistics,
 }
 
 /// Metadata in a PostgreSQL database.
@@ -200,12 +205,69 @@ impl Store for PostgresStore {
         self.page_of_labels(page).await
     }
 
+    async fn add_statistics(
+        &self,
+        sae: &SaeRecord,
+        version: &StatisticsVersion,
+        features: StatisticsBatches<'_>,
+    ) -> Result<StatisticsVersion> {
+        self.insert_statistics(sae, version, features).await
+    }
+
+    async fn list_statistics_versions(
+        &self,
+        sae: i64,
+        before: i64,
+        limit: u32,
+    ) -> Result<Vec<StatisticsVersion>> {
+        self.page_of_statistics_versions(sae, before, limit).await
+    }
+
+    async fn statistics_version(
+        &self,
+        sae: i64,
+        which: WhichStatistics<'_>,
+    ) -> Result<Option<StatisticsVersion>> {
+        self.find_statistics_version(sae, which).await
+    }
+
+    async fn statistics_of(
+        &self,
+        version: i64,
+        indices: &[u32],
+        with_contexts: bool,
+    ) -> Result<Vec<FeatureStatistics>> {
+        self.find_statistics(version, indices, with_contexts).await
+    }
+
+    async fn list_statistics(
+        &self,
+        version: i64,
+        from: u32,
+        limit: u32,
+    ) -> Result<Vec<FeatureStatistics>> {
+        self.page_of_statistics(version, from, limit).await
+    }
+
+    async fn remove_statistics(&self, version: i64) -> Result<bool> {
+        self.delete_statistics(version).await
+    }
+
     async fn add_cavs(&self, cavs: &[CavRecord]) -> Result<Vec<CavRecord>> {
         self.insert_cavs(cavs).await
     }
 
     async fn list_cavs(&self, prefix: &str, after: &str, limit: u32) -> Result<Vec<CavRecord>> {
         self.page_of_cavs(prefix, after, limit).await
+    }
+
+    async fn list_cav_versions(
+        &self,
+        prefix: &str,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<(i64, CavRecord)>> {
+        self.page_of_cav_versions(prefix, after, limit).await
     }
 
     async fn cavs_at(&self, address: &CavAddress) -> Result<Vec<CavRecord>> {

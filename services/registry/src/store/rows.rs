@@ -127,7 +127,8 @@ pub(super) fn evidence_text(evidence: &[Evidence]) -> Option<String> {
 }
 
 /// Columns of [`CavRow`].
-pub(super) const CAV_COLUMNS: &str = "id, name, digest, model_id, origin, created_at_ms, training";
+pub(super) const CAV_COLUMNS: &str =
+    "id, name, digest, model_id, origin, created_at_ms, stored, training";
 
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct CavRow {
@@ -137,6 +138,8 @@ pub(super) struct CavRow {
     pub(super) model_id: String,
     origin: String,
     created_at_ms: i64,
+    /// Place in the order of storing.
+    pub(super) stored: i64,
     training: Option<String>,
 }
 

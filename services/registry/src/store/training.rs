@@ -2,11 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 use steering_proto::{
+    Invalid,
     cav_training::{CavDataSource, CavMethod},
+    invalid::{required, short},
     v1,
 };
 
 use crate::concept::{Estimate, Spread};
+
+const DIGEST_LEN_MAX: usize = 64;
 
 /// See [`v1::CavTraining`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -87,6 +91,86 @@ struct SpreadJson {
     mean: f64,
     p95: f64,
     max: f64,
+}
+
+impl TryFrom<v1::CavTraining> for CavTraining {
+    type Error = Invalid;
+
+    /// As an export says it.
+    fn try_from(wire: v1::CavTraining) -> Result<Self, Invalid> {
+        let v1::CavTraining {
+            method,
+            source,
+            activations_digest,
+            seed,
+            example_count,
+            positive_count,
+            held_out_count,
+            held_out_positive_count,
+            accuracy,
+            chance_accuracy,
+            null_accuracy,
+            auc,
+            null_auc,
+            random_direction_auc,
+            p_value,
+            noise,
+        } = wire;
+        short(&activations_digest, "activations_digest", DIGEST_LEN_MAX)?;
+        let source = CavDataSource::try_from(required(source, "source")?);
+        Ok(Self {
+            method: CavMethod::from_wire(method, "method")?,
+            source: source.map_err(|invalid| invalid.within("source"))?,
+            activations_digest,
+            seed,
+            example_count,
+            positive_count,
+            held_out_count,
+            held_out_positive_count,
+            accuracy: estimate(accuracy, "accuracy")?,
+            chance_accuracy: finite(chance_accuracy, "chance_accuracy")?,
+            null_accuracy: spread(null_accuracy, "null_accuracy")?,
+            auc: estimate(auc, "auc")?,
+            null_auc: spread(null_auc, "null_auc")?,
+            random_direction_auc: spread(random_direction_auc, "random_direction_auc")?,
+            p_value: p_value.map(|p| finite(p, "p_value")).transpose()?,
+            noise,
+        })
+    }
+}
+
+fn estimate(wire: Option<v1::Estimate>, field: &str) -> Result<Estimate, Invalid> {
+    let v1::Estimate { value, low, high } = required(wire, field)?;
+    Ok(Estimate {
+        value: finite(value, field)?,
+        low: finite(low, field)?,
+        high: finite(high, field)?,
+    })
+}
+
+fn spread(wire: Option<v1::Spread>, field: &str) -> Result<Spread, Invalid> {
+    let v1::Spread {
+        trial_count,
+        mean,
+        p95,
+        max,
+    } = required(wire, field)?;
+    Ok(Spread {
+        trials: trial_count,
+        mean: finite(mean, field)?,
+        p95: finite(p95, field)?,
+        max: finite(max, field)?,
+    })
+}
+
+fn finite(value: f64, field: &str) -> Result<f64, Invalid> {
+    if value.is_finite() {
+        return Ok(value);
+    }
+    Err(Invalid::field(
+        field,
+        format!("is {value}; must be a finite number"),
+    ))
 }
 
 impl CavTraining {

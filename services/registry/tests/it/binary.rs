@@ -24,6 +24,7 @@ async fn sigterm_ends_it_with_success_and_nothing_is_lost() {
     let process = Process::start(data.path(), &[], &[]);
     let request = v1::GetFeaturesRequest {
         features: vec![by_index("a", 3)],
+        ..Default::default()
     };
     let found = process
         .client()

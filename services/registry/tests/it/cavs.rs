@@ -19,6 +19,7 @@ pub(crate) fn create(name: &str, values: &[f32]) -> v1::CreateCavRequest {
         model_id: MODEL.to_owned(),
         directions: vec![direction],
         origin: "test".to_owned(),
+        ..Default::default()
     }
 }
 
@@ -127,6 +128,7 @@ async fn listings_show_the_newest_of_each_name_without_numbers() {
         prefix: prefix.to_owned(),
         page_size,
         page_token,
+        all_versions: false,
     };
     let mut names = Vec::new();
     let mut token = String::new();

@@ -22,6 +22,7 @@ pub(crate) async fn decoder(
 ) -> Result<Vec<f32>, Status> {
     let request = v1::GetFeaturesRequest {
         features: vec![by_index(name, index)],
+        ..Default::default()
     };
     let found = client.get_features(request).await?.into_inner();
     Ok(found.features[0].decoder.clone())
@@ -44,7 +45,7 @@ pub(crate) async fn create_cav(
         name: name.to_owned(),
         model_id: MODEL.to_owned(),
         directions: vec![direction],
-        origin: String::new(),
+        ..Default::default()
     };
     let created = client.create_cav(request).await?.into_inner();
     Ok(created.cav.expect("CAV"))

@@ -141,6 +141,7 @@ impl Server {
         let header = v1::LabelImportHeader {
             sae_id: sae_id.to_owned(),
             source: String::new(),
+            shared_names: false,
         };
         let contents = std::iter::once(Content::Header(header)).chain(
             text.chunks(1000)
@@ -200,7 +201,10 @@ impl Server {
     ) -> Result<Vec<v1::SaeFeature>, Status> {
         let response = self
             .client
-            .get_features(v1::GetFeaturesRequest { features })
+            .get_features(v1::GetFeaturesRequest {
+                features,
+                ..Default::default()
+            })
             .await?;
         Ok(response.into_inner().features)
     }
@@ -255,6 +259,7 @@ pub(crate) fn options(name: &str) -> v1::SaeImportOptions {
         hook_name: HOOK.to_owned(),
         model_id: MODEL.to_owned(),
         activation_scale: None,
+        provenance: None,
     }
 }
 

@@ -20,4 +20,5 @@ mod s3;
 mod scans;
 mod search;
 mod sources;
+mod statistics;
 mod training;

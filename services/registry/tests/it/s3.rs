@@ -102,6 +102,7 @@ fn large(folder: &Path) -> PathBuf {
 async fn decoder(client: &mut Client, name: &str, index: u32) -> Result<Vec<f32>, Status> {
     let request = v1::GetFeaturesRequest {
         features: vec![by_index(name, index)],
+        ..Default::default()
     };
     let found = client.get_features(request).await?.into_inner();
     Ok(found.features[0].decoder.clone())

@@ -122,7 +122,7 @@ async fn searches_go_through_all_saes_and_keep_to_those_asked_for() {
             sae_id: format!("s{i}"),
             hook_name: format!("blocks.{}.hook_resid_post", i % 3),
             model_id: format!("model-{}", i % 2),
-            activation_scale: None,
+            ..Default::default()
         };
         import_with(&mut server.client, &path, options)
             .await

@@ -13,8 +13,7 @@ use std::{
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::in_line;
-use crate::failure::hinted;
+use crate::{commands::dataset::in_line, failure::hinted};
 
 /// What all activations of a file have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -45,6 +45,26 @@ impl PostgresStore {
         self.cavs(query, false).await
     }
 
+    pub(super) async fn page_of_cav_versions(
+        &self,
+        prefix: &str,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<(i64, CavRecord)>> {
+        let mut query = select();
+        query.push("WHERE stored > ").push_bind(after);
+        query.push(" AND name >= ").push_bind(prefix);
+        query.push(" AND name < ").push_bind(prefix_end(prefix));
+        query
+            .push(" ORDER BY stored LIMIT ")
+            .push_bind(i64::from(limit));
+        let mut connection = self.pool.acquire().await?;
+        let rows: Vec<CavRow> = query.build_query_as().fetch_all(&mut *connection).await?;
+        let stored: Vec<i64> = rows.iter().map(|row| row.stored).collect();
+        let records = complete(&mut connection, rows, false).await?;
+        Ok(stored.into_iter().zip(records).collect())
+    }
+
     pub(super) async fn find_cavs(&self, address: &CavAddress) -> Result<Vec<CavRecord>> {
         let mut query = select();
         push_address(&mut query, address);

@@ -131,6 +131,7 @@ async fn import_labels(client: &mut Client, sae_id: String, version: u32) -> Res
     let header = v1::LabelImportHeader {
         sae_id,
         source: format!("v{version}"),
+        ..Default::default()
     };
     let contents = [Content::Header(header), Content::Chunk(rows.into_bytes())];
     let messages = contents.map(|content| v1::ImportFeatureLabelsRequest {
@@ -179,7 +180,7 @@ pub(super) async fn read(client: &mut Client, writer: usize) -> State {
     let request = v1::ListCavsRequest {
         prefix,
         page_size: 1000,
-        page_token: String::new(),
+        ..Default::default()
     };
     let cavs = client.list_cavs(request).await.expect("list").into_inner();
     for cav in cavs.cavs {
@@ -207,7 +208,10 @@ async fn list_saes(client: &mut Client) -> Result<Vec<v1::Sae>, Status> {
 
 async fn check_features(client: &mut Client, name: &str) -> Result<(), Status> {
     let all = (0..D_SAE).map(|i| by_index(name, i as u32)).collect();
-    let request = v1::GetFeaturesRequest { features: all };
+    let request = v1::GetFeaturesRequest {
+        features: all,
+        ..Default::default()
+    };
     let features = client.get_features(request).await?.into_inner().features;
     let seed = seed_of(name);
     for (i, feature) in features.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! A file of labelled texts: a JSON object a line, gzipped or not.
+//! A file of texts, labelled or not: a JSON object a line, gzipped or not.
 
 use std::{
     fs::File,
@@ -11,7 +11,6 @@ use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::in_line;
 use crate::failure::hinted;
 
 /// Longest line in bytes.
@@ -19,29 +18,30 @@ const LINE_LEN_MAX: u64 = 64 << 20;
 /// Most bytes of text, which is kept in memory.
 const TEXT_BYTES_MAX: usize = 1 << 30;
 
-/// Labelled texts, in the file's order.
+/// Texts, in the file's order.
 #[derive(Debug)]
-pub(super) struct Dataset {
-    pub(super) examples: Vec<Example>,
+pub(crate) struct Dataset {
+    pub(crate) examples: Vec<Example>,
     /// SHA-256 (hex) of texts and labels.
-    pub(super) digest: String,
+    pub(crate) digest: String,
 }
 
 /// One of them.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Example {
-    pub(super) text: String,
-    pub(super) label: String,
+pub(crate) struct Example {
+    pub(crate) text: String,
+    /// Empty where none was asked for.
+    pub(crate) label: String,
     /// SHA-256 of the text.
-    pub(super) digest: [u8; 32],
+    pub(crate) digest: [u8; 32],
 }
 
 impl Dataset {
-    /// Reads the first `limit` texts.
-    pub(super) fn read(
+    /// Reads the first `limit` texts, with their labels if they are to have any.
+    pub(crate) fn read(
         path: &Path,
         text_key: &str,
-        label_key: &str,
+        label_key: Option<&str>,
         limit: Option<usize>,
     ) -> anyhow::Result<Self> {
         let cannot = || format!("cannot read {}", path.display());
@@ -60,8 +60,13 @@ impl Dataset {
                 continue;
             }
             let example = parse(&line, text_key, label_key).map_err(|what| {
-                let hint = "every line is needed as {\"text\": …, \"label_text\": …}; \
-                            --text and --label name other keys";
+                let hint = match label_key {
+                    None => "every line is needed as {\"text\": …}; --text names another key",
+                    Some(_) => {
+                        "every line is needed as {\"text\": …, \"label_text\": …}; --text and \
+                         --label name other keys"
+                    }
+                };
                 in_line(path, number, &what, hint)
             })?;
             bytes += example.text.len();
@@ -105,22 +110,28 @@ fn open(path: &Path) -> std::io::Result<Box<dyn BufRead>> {
     Ok(Box::new(file))
 }
 
-fn parse(line: &str, text_key: &str, label_key: &str) -> Result<Example, String> {
+fn parse(line: &str, text_key: &str, label_key: Option<&str>) -> Result<Example, String> {
     let value: Value =
         serde_json::from_str(line).map_err(|error| format!("is no JSON: {error}"))?;
     let Some(Value::String(text)) = value.get(text_key) else {
         return Err(format!("has no text {text_key:?}"));
     };
-    let label = match value.get(label_key) {
-        Some(Value::String(label)) if !label.is_empty() => label.clone(),
-        Some(Value::Number(label)) => label.to_string(),
-        _ => return Err(format!("has no label {label_key:?}")),
+    let label = match label_key.map(|key| (key, value.get(key))) {
+        None => String::new(),
+        Some((_, Some(Value::String(label)))) if !label.is_empty() => label.clone(),
+        Some((_, Some(Value::Number(label)))) => label.to_string(),
+        Some((key, _)) => return Err(format!("has no label {key:?}")),
     };
     Ok(Example {
         digest: Sha256::digest(text).into(),
         text: text.clone(),
         label,
     })
+}
+
+/// An error that names the place in a file.
+pub(crate) fn in_line(file: &Path, line: usize, what: &str, hint: &str) -> anyhow::Error {
+    hinted(format!("{}, line {line}: {what}", file.display()), hint)
 }
 
 #[cfg(test)]
@@ -136,7 +147,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("file");
         std::fs::write(&path, bytes).expect("file");
-        Dataset::read(&path, "text", "label_text", limit)
+        Dataset::read(&path, "text", Some("label_text"), limit)
     }
 
     #[test]

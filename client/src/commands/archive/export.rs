@@ -1,0 +1,295 @@
+//! `steer export`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use futures::StreamExt;
+use prost::Message;
+use serde::Serialize;
+use steering_client::{Client, v1};
+
+use super::{
+    files::{FileEntry, Writing, file_name, hex},
+    manifest::{CavEntry, DirectionEntry, FORMAT, Manifest, NAME, SaeEntry, StatisticsEntry},
+    rows::{LabelRow, StatisticsRow},
+};
+use crate::{
+    cli::Globals,
+    commands::cavs::export::{Export, to_safetensors},
+    failure::hinted,
+    output, progress,
+};
+
+/// Entries of one page.
+const PAGE_SIZE: u32 = 1000;
+
+/// Write everything that the registry holds to a folder of plain files.
+///
+/// SAEs as safetensors, labels and feature statistics as JSON lines, every version of every CAV
+/// as safetensors, and a manifest with the SHA-256 of each file. Nothing is held in memory but
+/// the manifest. With `--sae NAME` it is that SAE only, without CAVs.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+`steer import` brings it back: the same digests, labels, statistics and versions. The files
+can be read by themselves too: labels.jsonl by `steer labels import`, CAVs by `steer cavs
+import`, steer_sae.safetensors by `steer saes import`.
+
+Examples:
+  steer export registry-2026-11
+  steer export hockey --sae gemma-scope-l21-65k
+
+JSON, --json: `folder`, `sae_count`, `cav_count`, `file_count`, `bytes`")]
+pub(crate) struct ExportArgs {
+    /// The folder: new, or empty.
+    folder: PathBuf,
+}
+
+#[derive(Serialize)]
+struct ExportDocument {
+    folder: PathBuf,
+    sae_count: usize,
+    cav_count: usize,
+    file_count: usize,
+    bytes: u64,
+}
+
+pub(crate) async fn run(args: ExportArgs, globals: &Globals) -> anyhow::Result<()> {
+    let client = globals.client()?;
+    let saes = match &globals.sae {
+        Some(sae) => vec![client.get_sae(sae).await?],
+        None => client.list_saes(None).await?.items,
+    };
+    let folder = args.folder;
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut entries = std::fs::read_dir(&folder)?;
+    if entries.next().is_some() {
+        return Err(hinted(
+            format!("{} is not empty", folder.display()),
+            "name a new folder; what an interrupted export left can be deleted",
+        ));
+    }
+    let mut manifest = Manifest {
+        format: FORMAT.to_owned(),
+        saes: Vec::new(),
+        cavs: Vec::new(),
+    };
+    for (number, sae) in saes.into_iter().enumerate() {
+        let place = format!("saes/{}", file_name(number, &sae.sae_id));
+        manifest
+            .saes
+            .push(export_sae(&client, &folder, &place, sae).await?);
+    }
+    if globals.sae.is_none() {
+        export_cavs(&client, &folder, &mut manifest.cavs).await?;
+    }
+    // Under its name once it is whole: an export without it is none.
+    let mut writing = Writing::create(&folder, format!("{NAME}.partial"))?;
+    writing.write(&serde_json::to_vec_pretty(&manifest)?)?;
+    writing.finish()?;
+    std::fs::rename(folder.join(format!("{NAME}.partial")), folder.join(NAME))?;
+    let files = manifest.files();
+    let document = ExportDocument {
+        sae_count: manifest.saes.len(),
+        cav_count: manifest.cavs.len(),
+        file_count: files.len(),
+        bytes: files.iter().map(|file| file.bytes).sum(),
+        folder,
+    };
+    if globals.json {
+        return output::json(&document);
+    }
+    Ok(output::line(format_args!(
+        "{} SAEs and {} versions of CAVs in {}: {} files, {} bytes",
+        document.sae_count,
+        document.cav_count,
+        document.folder.display(),
+        document.file_count,
+        document.bytes
+    ))?)
+}
+
+async fn export_sae(
+    client: &Client,
+    folder: &Path,
+    place: &str,
+    sae: v1::Sae,
+) -> anyhow::Result<SaeEntry> {
+    let directions = directions(client, folder, place, &sae).await?;
+    let labels = labels(client, folder, place, &sae).await?;
+    let versions = client.list_feature_statistics_versions(&sae.sae_id, None);
+    let mut statistics = Vec::new();
+    // Oldest first, so that the newest is stored last again.
+    for version in versions.await?.items.into_iter().rev() {
+        let features = features(client, folder, place, &sae, &version.digest).await?;
+        statistics.push(StatisticsEntry::new(version, features));
+    }
+    let v1::Sae {
+        sae_id,
+        digest,
+        hook_name,
+        model_id,
+        format,
+        origin,
+        created_at,
+        ..
+    } = sae;
+    Ok(SaeEntry {
+        sae_id,
+        digest,
+        hook_name,
+        model_id,
+        format,
+        origin,
+        created_at: created_at.map(|time| time.to_string()),
+        directions,
+        labels,
+        statistics,
+    })
+}
+
+async fn directions(
+    client: &Client,
+    folder: &Path,
+    place: &str,
+    sae: &v1::Sae,
+) -> anyhow::Result<FileEntry> {
+    // Two matrices and little more.
+    let bytes = 8 * u64::from(sae.d_sae) * u64::from(sae.d_in);
+    let bar = progress::bytes(bytes, "directions");
+    let mut file = Writing::create(folder, format!("{place}/steer_sae.safetensors"))?;
+    let mut chunks = client.download_sae(&sae.sae_id).await?;
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk?;
+        file.write(&chunk)?;
+        bar.inc(chunk.len() as u64);
+    }
+    bar.finish_and_clear();
+    let entry = file.finish()?;
+    ensure!(
+        entry.sha256 == sae.digest,
+        "the registry's copy of SAE {:?} is damaged: it has SHA-256 {}, not {}",
+        sae.sae_id,
+        entry.sha256,
+        sae.digest
+    );
+    Ok(entry)
+}
+
+async fn labels(
+    client: &Client,
+    folder: &Path,
+    place: &str,
+    sae: &v1::Sae,
+) -> anyhow::Result<Option<FileEntry>> {
+    let mut request = v1::ListFeaturesRequest {
+        sae_id: sae.sae_id.clone(),
+        include_candidates: true,
+        page_size: PAGE_SIZE,
+        ..v1::ListFeaturesRequest::default()
+    };
+    let mut file: Option<Writing> = None;
+    loop {
+        let page = client.list_features_page(request.clone()).await?;
+        for label in page.features {
+            let file = match &mut file {
+                Some(file) => file,
+                None => file.insert(Writing::create(folder, format!("{place}/labels.jsonl"))?),
+            };
+            file.line(&LabelRow::from(label))?;
+        }
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            return file.map(Writing::finish).transpose();
+        }
+    }
+}
+
+async fn features(
+    client: &Client,
+    folder: &Path,
+    place: &str,
+    sae: &v1::Sae,
+    digest: &str,
+) -> anyhow::Result<FileEntry> {
+    let mut file = Writing::create(folder, format!("{place}/statistics-{digest}.jsonl"))?;
+    let mut request = v1::ListFeatureStatisticsRequest {
+        sae_id: sae.sae_id.clone(),
+        digest: digest.to_owned(),
+        page_size: PAGE_SIZE,
+        ..v1::ListFeatureStatisticsRequest::default()
+    };
+    loop {
+        let page = client.list_feature_statistics(request.clone()).await?;
+        for statistics in page.statistics {
+            file.line(&StatisticsRow::from(statistics))?;
+        }
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            return file.finish();
+        }
+    }
+}
+
+async fn export_cavs(
+    client: &Client,
+    folder: &Path,
+    entries: &mut Vec<CavEntry>,
+) -> anyhow::Result<()> {
+    let mut request = v1::ListCavsRequest {
+        page_size: PAGE_SIZE,
+        all_versions: true,
+        ..v1::ListCavsRequest::default()
+    };
+    loop {
+        let page = client.list_cavs_page(request.clone()).await?;
+        for listed in page.cavs {
+            let address = format!("{}@{}", listed.name, listed.digest);
+            let cav = client.get_cav(&address).await?;
+            entries.push(export_cav(folder, entries.len(), cav)?);
+        }
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            return Ok(());
+        }
+    }
+}
+
+fn export_cav(folder: &Path, number: usize, cav: v1::Cav) -> anyhow::Result<CavEntry> {
+    let v1::Cav {
+        name,
+        digest,
+        model_id,
+        directions,
+        origin,
+        created_at,
+        training,
+    } = cav;
+    let mut written = Vec::new();
+    for direction in directions {
+        let hook_name = direction.hook_name;
+        let export = Export {
+            hook_name: hook_name.clone(),
+            model_id: model_id.clone(),
+            labels: vec![name.clone()],
+            rows: vec![direction.vector.unwrap_or_default().values],
+        };
+        let path = format!("cavs/{}.{hook_name}.safetensors", file_name(number, &name));
+        let mut file = Writing::create(folder, path)?;
+        file.write(&to_safetensors(&export)?)?;
+        written.push(DirectionEntry {
+            hook_name,
+            vector: file.finish()?,
+        });
+    }
+    Ok(CavEntry {
+        name,
+        digest,
+        model_id,
+        origin,
+        created_at: created_at.map(|time| time.to_string()),
+        training: training.map(|training| hex(&training.encode_to_vec())),
+        directions: written,
+    })
+}
