@@ -3,30 +3,29 @@
 use std::process::ExitCode;
 
 use steering_registry::Config;
-use steering_service::{logging, settings, stop_signal};
+use steering_service::{logging, run_to_end, settings, stop_signal};
 use tokio::net::TcpListener;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let config: Config = settings::load();
-    if let Err(error) = logging::init(&config.log, config.operation.log_format) {
-        return fail(&error);
-    }
-    let stop = match stop_signal() {
-        Ok(stop) => stop,
-        Err(error) => return fail(&format!("cannot wait for SIGTERM: {error}")),
-    };
-    let listener = match TcpListener::bind(&config.listen).await {
-        Ok(listener) => listener,
-        Err(error) => return fail(&format!("cannot listen on {}: {error}", config.listen)),
-    };
-    match steering_registry::run(config, listener, stop).await {
+    let served = run_to_end(serve(config)).map_err(|error| error.to_string());
+    match served.flatten() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error.to_string()),
+        Err(error) => {
+            eprintln!("steer-registry: {error}");
+            ExitCode::FAILURE
+        }
     }
 }
 
-fn fail(message: &str) -> ExitCode {
-    eprintln!("steer-registry: {message}");
-    ExitCode::FAILURE
+async fn serve(config: Config) -> Result<(), String> {
+    // Before anything that takes time: a signal that comes early is an orderly end as well.
+    let stop = stop_signal(&config.operation)
+        .map_err(|error| format!("cannot wait for SIGTERM: {error}"))?;
+    logging::init(&config.log, config.operation.log_format)?;
+    let listener = TcpListener::bind(&config.listen)
+        .await
+        .map_err(|error| format!("cannot listen on {}: {error}", config.listen))?;
+    let ended = steering_registry::run(config, listener, stop).await;
+    ended.map_err(|error| error.to_string())
 }
