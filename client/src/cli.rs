@@ -1,9 +1,12 @@
 //! The command line: global options and the list of commands.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use steering_client::{Client, Endpoints, connection::service_url};
 
 use crate::{access::AccessArgs, commands, failure::hinted};
+
+/// The trace that the command is part of, as other tools hand it on.
+const TRACEPARENT: &str = "TRACEPARENT";
 
 /// Steer a language model while it writes.
 ///
@@ -28,6 +31,27 @@ pub(crate) struct Cli {
     pub(crate) globals: Globals,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Reads the command line. A variable that is set to nothing is not set.
+    pub(crate) fn read() -> Self {
+        let matches = without_empty(Self::command()).get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+}
+
+fn without_empty(command: clap::Command) -> clap::Command {
+    let is_empty = |arg: &Arg| {
+        let value = arg.get_env().and_then(std::env::var_os);
+        value.is_some_and(|value| value.is_empty())
+    };
+    command
+        .mut_args(|arg| match is_empty(&arg) {
+            true => arg.env(None::<&'static str>),
+            false => arg,
+        })
+        .mut_subcommands(without_empty)
 }
 
 /// Options of every command.
@@ -58,10 +82,11 @@ impl Globals {
             worker: self.worker.clone(),
             registry: self.registry.clone(),
         };
-        Ok(Client::connect_with(
-            &endpoints,
-            &self.access.credentials()?,
-        )?)
+        let client = Client::connect_with(&endpoints, &self.access.credentials()?)?;
+        Ok(match std::env::var(TRACEPARENT) {
+            Ok(parent) => client.within_trace(&parent),
+            Err(_) => client,
+        })
     }
 
     /// The SAE named by `--sae`, or the only one there is.

@@ -16,7 +16,7 @@ use tonic_health::pb::{
 
 use crate::{
     Credentials, Error, Service,
-    credentials::{Bearer, Transport},
+    credentials::{Headers, Transport},
 };
 
 /// Largest answer accepted: a page of features of a wide model fits many times.
@@ -71,7 +71,7 @@ pub struct Client {
     endpoints: Endpoints,
     worker: Channel,
     registry: Channel,
-    bearer: Bearer,
+    headers: Headers,
 }
 
 impl Client {
@@ -92,8 +92,16 @@ impl Client {
             endpoints: endpoints.clone(),
             worker: channel(&endpoints.worker, credentials)?,
             registry: channel(&endpoints.registry, credentials)?,
-            bearer: credentials.bearer(),
+            headers: credentials.headers(),
         })
+    }
+
+    /// Makes all requests part of a trace: the services' spans become children of this
+    /// one, in W3C's form `00-TRACE-SPAN-FLAGS`. What is no such header is left out.
+    #[must_use]
+    pub fn within_trace(mut self, traceparent: &str) -> Self {
+        self.headers.traceparent = traceparent.parse().ok();
+        self
     }
 
     /// Where the services are.
@@ -103,14 +111,14 @@ impl Client {
 
     /// The generated client of the worker, for calls this library does not wrap.
     pub fn worker(&self) -> ModelWorkerServiceClient<Transport> {
-        ModelWorkerServiceClient::with_interceptor(self.worker.clone(), self.bearer.clone())
+        ModelWorkerServiceClient::with_interceptor(self.worker.clone(), self.headers.clone())
             .max_decoding_message_size(DECODED_BYTES_MAX)
             .max_encoding_message_size(usize::MAX)
     }
 
     /// The generated client of the registry, for calls this library does not wrap.
     pub fn registry(&self) -> FeatureRegistryServiceClient<Transport> {
-        FeatureRegistryServiceClient::with_interceptor(self.registry.clone(), self.bearer.clone())
+        FeatureRegistryServiceClient::with_interceptor(self.registry.clone(), self.headers.clone())
             .max_decoding_message_size(DECODED_BYTES_MAX)
             .max_encoding_message_size(usize::MAX)
     }

@@ -11,8 +11,8 @@ use tonic::{
 
 use crate::Error;
 
-/// A connection that shows the API key with every request.
-pub type Transport = InterceptedService<Channel, Bearer>;
+/// A connection that shows the API key with every request, and the trace it is part of.
+pub type Transport = InterceptedService<Channel, Headers>;
 
 /// What a client shows, and whom it trusts. By default nothing, and the system's
 /// certificate authorities.
@@ -27,8 +27,11 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    pub(crate) fn bearer(&self) -> Bearer {
-        Bearer(self.api_key.as_ref().map(|key| key.0.clone()))
+    pub(crate) fn headers(&self) -> Headers {
+        Headers {
+            authorization: self.api_key.as_ref().map(|key| key.0.clone()),
+            traceparent: None,
+        }
     }
 
     pub(crate) fn tls(&self) -> ClientTlsConfig {
@@ -80,16 +83,21 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// Adds the API key to requests.
+/// What goes with every request.
 #[derive(Debug, Clone)]
-pub struct Bearer(Option<MetadataValue<Ascii>>);
+pub struct Headers {
+    authorization: Option<MetadataValue<Ascii>>,
+    pub(crate) traceparent: Option<MetadataValue<Ascii>>,
+}
 
-impl Interceptor for Bearer {
+impl Interceptor for Headers {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(header) = &self.0 {
-            request
-                .metadata_mut()
-                .insert("authorization", header.clone());
+        let headers = request.metadata_mut();
+        if let Some(value) = &self.authorization {
+            headers.insert("authorization", value.clone());
+        }
+        if let Some(value) = &self.traceparent {
+            headers.insert("traceparent", value.clone());
         }
         Ok(request)
     }
@@ -107,7 +115,7 @@ mod tests {
             api_key: Some(key),
             ..Credentials::default()
         };
-        assert!(!format!("{credentials:?} {:?}", credentials.bearer()).contains("0123"));
+        assert!(!format!("{credentials:?} {:?}", credentials.headers()).contains("0123"));
         for wrong in ["", "  ", "two words", "schlüssel"] {
             assert!(ApiKey::new(wrong).is_err(), "{wrong}");
         }

@@ -2,8 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 mod access;
 mod cli;
 mod columns;
@@ -25,7 +23,7 @@ async fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_writer(std::io::stderr)
         .init();
-    let cli = cli::Cli::parse();
+    let cli = cli::Cli::read();
     match commands::run(cli).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure::report(&error),

@@ -71,6 +71,8 @@ impl Process {
         for name in NOT_INHERITED {
             command.env_remove(name);
         }
+        // Whatever becomes of us, even SIGKILL: no service is left behind.
+        command.env("STEER_STOP_WITH", std::process::id().to_string());
         // Ctrl-C is for us: we stop the children, in order and in bounded time.
         #[cfg(unix)]
         command.process_group(0);

@@ -60,6 +60,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tls": {"clientCertificates": True}}, "tls"),
     ({"tls": {"enabled": True, "certManager": {"enabled": True}}, **OPEN}, "issuerRef.name"),
     ({"metric": {}, **OPEN}, "metric"),
+    ({"tracing": {"otlpEndpoint": "collector:4317"}, **OPEN}, "otlpEndpoint"),
 ]
 
 

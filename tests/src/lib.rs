@@ -6,6 +6,7 @@ pub mod direction;
 pub mod fixture;
 pub mod request;
 pub mod services;
+pub mod untrusted;
 
 pub use fixture::Fixture;
 pub use services::{Services, WorkerOptions};

@@ -123,6 +123,12 @@ async fn a_full_queue_refuses_and_says_when_to_retry() {
     };
     assert!(!queued.is_empty(), "one may wait");
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(
+        refused.message().contains("1 requests are waiting"),
+        "{refused}"
+    );
+    let model = services.client.get_model().await.expect("a card");
+    assert_eq!(model.limits.expect("limits").max_queued_requests, 1);
     let retry = refused.get_details_retry_info().expect("RetryInfo");
     assert!(retry.retry_delay.expect("a delay") > Duration::ZERO);
     drop(held);

@@ -30,7 +30,7 @@ fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
 }
 
 fn all_sources() -> Vec<(PathBuf, String)> {
-    const FOLDERS: [&str; 7] = [
+    const FOLDERS: [&str; 8] = [
         "proto/src",
         "services/common",
         "services/worker",
@@ -38,6 +38,7 @@ fn all_sources() -> Vec<(PathBuf, String)> {
         "client",
         "tests/src",
         "tests/tests",
+        "tests/fuzz/fuzz_targets",
     ];
     FOLDERS
         .iter()

@@ -15,6 +15,7 @@ import grpc
 import pytest
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
+from opentelemetry import trace
 
 import steer
 from steer import AsyncClient, Client, Config, Retry, v1
@@ -185,6 +186,21 @@ def test_the_key_is_sent_and_not_shown(scripted: Scripted) -> None:
     Client(with_key).model()
     assert scripted.metadata["authorization"] == "Bearer secret-key"
     assert "secret-key" not in repr(with_key)
+
+
+def test_calls_are_part_of_the_callers_trace(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRACEPARENT", raising=False)
+    client = Client(config(scripted))
+    client.model()
+    assert "traceparent" not in scripted.metadata
+    monkeypatch.setenv("TRACEPARENT", f"00-{'a' * 32}-{'b' * 16}-01")
+    client.model()
+    assert scripted.metadata["traceparent"] == f"00-{'a' * 32}-{'b' * 16}-01"
+    with trace.use_span(trace.NonRecordingSpan(trace.SpanContext(1, 2, False))):
+        client.model()
+    assert scripted.metadata["traceparent"] == f"00-{1:032x}-{2:016x}-00"
 
 
 def test_settings_come_from_the_environment(

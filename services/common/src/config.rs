@@ -113,6 +113,11 @@ pub struct Operation {
         value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_streams: u32,
 
+    /// Where spans of requests go: an OpenTelemetry collector's OTLP address, gRPC
+    /// [default: nowhere].
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", value_parser = url)]
+    pub otlp_endpoint: Option<String>,
+
     /// How logs are written.
     #[arg(long, env = "STEER_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
@@ -124,6 +129,10 @@ pub struct Operation {
     /// Print every setting and where it comes from, in the form of such a file, and exit.
     #[arg(long)]
     pub print_config: bool,
+
+    /// Process id of the program that started this one: stop when it has ended.
+    #[arg(long, env = "STEER_STOP_WITH", value_name = "PID", hide = true)]
+    pub stop_with: Option<u32>,
 }
 
 impl Default for Operation {
@@ -135,9 +144,11 @@ impl Default for Operation {
             max_connection_age: None,
             max_request_time: None,
             max_streams: 1024,
+            otlp_endpoint: None,
             log_format: LogFormat::Text,
             config: None,
             print_config: false,
+            stop_with: None,
         }
     }
 }
@@ -164,6 +175,14 @@ pub enum LogFormat {
     Text,
     /// A JSON object per line.
     Json,
+}
+
+fn url(text: &str) -> Result<String, String> {
+    let uri: http::Uri = text.parse().map_err(|error| format!("{error}"))?;
+    match (uri.scheme_str(), uri.host()) {
+        (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(text.to_owned()),
+        _ => Err("write it as http://HOST:PORT or https://HOST:PORT".to_owned()),
+    }
 }
 
 fn seconds() -> clap::builder::RangedI64ValueParser<u32> {

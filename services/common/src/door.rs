@@ -27,6 +27,7 @@ use crate::{
     quota::{Permit, Quotas},
     record::{Record, Recorded},
     refusal::Refusal,
+    span::Spans,
     trace::{Names, REQUEST_ID},
     watch::Latest,
 };
@@ -51,6 +52,8 @@ pub(crate) struct Door {
     pub(crate) keys: Option<Latest<KeyRing>>,
     pub(crate) quotas: Quotas,
     pub(crate) metrics: Metrics,
+    /// None where spans go nowhere.
+    pub(crate) spans: Option<Spans>,
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) max_request_time: Option<Duration>,
     /// Health and reflection.
@@ -85,12 +88,15 @@ struct Admitted {
 }
 
 impl Door {
-    async fn pass(&self, request: Request<Body>) -> Response<Body> {
+    async fn pass(&self, mut request: Request<Body>) -> Response<Body> {
         let path = request.uri().path().to_owned();
         let names = Names::of(request.headers());
         let id = HeaderValue::from_str(&names.request_id);
+        let metrics = self.metrics.clone();
+        let mut record = Record::begin(metrics, self.spans.as_ref(), &path, names);
+        request.extensions_mut().insert(record.span());
+        let names = record.names();
         let span = tracing::info_span!("request", id = names.request_id, trace_id = names.trace_id);
-        let mut record = Record::begin(self.metrics.clone(), &path, names);
         let response = match self.admit(request.headers(), &path) {
             Err(refusal) => {
                 self.metrics.refused(refusal.reason());
@@ -101,7 +107,7 @@ impl Door {
                 self.in_time(request, &path).instrument(span).await
             }
         };
-        let mut response = Recorded::wrap(response, record);
+        let mut response = Recorded::wrap(response, record, self.max_request_time);
         if let Ok(id) = id {
             response.headers_mut().insert(REQUEST_ID, id);
         }
@@ -134,7 +140,8 @@ impl Door {
         })
     }
 
-    /// Bounds the time until a response begins; what streams goes by the header.
+    /// Bounds the time until a response begins. Whoever works on it sees the bound in the
+    /// header; the response itself is cut by [`Recorded`].
     async fn in_time(&self, mut request: Request<Body>, path: &str) -> Response<Body> {
         let Some(most) = self.max_request_time else {
             return self.answer(request, path).await;

@@ -18,6 +18,7 @@ use crate::{
     metrics::Metrics,
     ops,
     quota::Quotas,
+    span::Spans,
     tls,
 };
 
@@ -34,6 +35,8 @@ const REFUSING: Duration = Duration::from_millis(250);
 /// What a server is made from.
 #[derive(Debug)]
 pub struct FrontConfig<'a> {
+    /// What the program is called.
+    pub program: &'static str,
     /// Full name of the gRPC service.
     pub name: &'static str,
     /// Where it listens.
@@ -96,6 +99,7 @@ impl Front {
     /// If the configuration cannot be honoured.
     pub async fn start(config: FrontConfig<'_>) -> Result<Self, FrontError> {
         let FrontConfig {
+            program,
             name,
             listener,
             security,
@@ -119,10 +123,13 @@ impl Front {
         not_serving(&health, name).await;
         let health_routes = Routes::new(health_service);
         let (phase, phases) = watch::channel(Phase::Loading);
+        let spans = operation.otlp_endpoint.as_deref();
+        let spans = spans.map(|endpoint| Spans::to(endpoint, program));
         let door = Arc::new(Door {
             keys,
             quotas: Quotas::default(),
             metrics: metrics.clone(),
+            spans: spans.transpose().map_err(FrontError::Config)?,
             phase: phases.clone(),
             max_request_time: operation.max_request_time(),
             common: with_reflection(health_routes.clone(), name)?,
@@ -192,6 +199,9 @@ impl Front {
         tokio::time::sleep(REFUSING).await;
         self.phase.send_replace(Phase::Stopping);
         let ended = tokio::time::timeout(self.drain_timeout, &mut self.server).await;
+        if let Some(spans) = &self.door.spans {
+            spans.flush().await;
+        }
         if let Some(ops) = &self.ops {
             ops.abort();
         }

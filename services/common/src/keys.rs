@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::SystemTime};
 
-use http::{HeaderMap, header::AUTHORIZATION};
+use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 use prost_types::Timestamp;
 use steering_proto::access::{Access, KeyEntry, Scope, key_digest};
 use subtle::ConstantTimeEq;
@@ -97,6 +97,19 @@ impl KeyRing {
             Access::Scope(scope) => Err(Refusal::MissingScope(scope)),
         }
     }
+}
+
+/// Whether a file of keys lets in a request with this header: what a fuzz target tries.
+///
+/// # Errors
+/// If the file has a line that is not a key.
+pub fn admits(file: &[u8], authorization: &[u8]) -> Result<bool, String> {
+    let ring = KeyRing::parse(file)?;
+    let mut headers = HeaderMap::new();
+    if let Ok(value) = HeaderValue::from_bytes(authorization) {
+        headers.insert(AUTHORIZATION, value);
+    }
+    Ok(ring.check(&headers, Access::AnyKey).is_ok())
 }
 
 /// The secret of `authorization: Bearer SECRET`, which must be there once.

@@ -17,15 +17,20 @@ mod ops;
 mod quota;
 mod record;
 mod refusal;
+mod runtime;
 pub mod settings;
 mod signals;
+mod span;
 mod tls;
 mod trace;
 mod watch;
 
 pub use config::{LogFormat, Operation, Security};
 pub use front::{Connection, Front, FrontConfig, FrontError};
+pub use keys::admits;
 pub use metrics::Metrics;
 /// The metrics' own crate, for metrics of a service.
 pub use prometheus;
+pub use runtime::run_to_end;
 pub use signals::stop_signal;
+pub use span::RequestSpan;

@@ -16,6 +16,8 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), String> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr)
+        // It would complain on standard error as well, and panic where that is closed.
+        .log_internal_errors(false)
         .with_ansi(stderr().is_terminal());
     match format {
         LogFormat::Text => builder.init(),

@@ -3,16 +3,23 @@
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use steering_proto::access::{Access, access};
+use tokio::time::{Sleep, sleep_until};
 use tonic::{Code, Status, body::Body};
 
-use crate::{metrics::Metrics, quota::Permit, trace::Names};
+use crate::{
+    metrics::Metrics,
+    quota::Permit,
+    refusal::Refusal,
+    span::{RequestSpan, Spans},
+    trace::Names,
+};
 
 /// Where the log says what was asked for: `--log steer::request=off` silences it.
 const TARGET: &str = "steer::request";
@@ -24,9 +31,9 @@ const OTHER: &str = "other";
 pub(crate) struct Record {
     metrics: Metrics,
     names: Names,
+    span: RequestSpan,
     service: String,
     method: String,
-    /// Probes ask every few seconds; they are not worth a line.
     quiet: bool,
     key: Option<String>,
     began: Instant,
@@ -36,19 +43,31 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn begin(metrics: Metrics, path: &str, names: Names) -> Self {
+    pub(crate) fn begin(
+        metrics: Metrics,
+        spans: Option<&Spans>,
+        path: &str,
+        mut names: Names,
+    ) -> Self {
         metrics.begun();
         let known = access(path);
         let (service, method) = known
             .and(path.strip_prefix('/'))
             .and_then(|path| path.split_once('/'))
             .unwrap_or((OTHER, OTHER));
+        // Probes ask every few seconds; they are worth neither a line nor a span.
+        let quiet = known == Some(Access::Open);
+        let span = match spans {
+            Some(spans) if !quiet => spans.begin(service, method, &mut names),
+            _ => RequestSpan::default(),
+        };
         Self {
             metrics,
             names,
+            span,
             service: service.to_owned(),
             method: method.to_owned(),
-            quiet: known == Some(Access::Open),
+            quiet,
             key: None,
             began: Instant::now(),
             code: None,
@@ -60,6 +79,16 @@ impl Record {
     pub(crate) fn of(&mut self, key: Option<String>, permit: Option<Permit>) {
         self.key = key;
         self._permit = permit;
+    }
+
+    /// Where the request's span is told more.
+    pub(crate) fn span(&self) -> RequestSpan {
+        self.span.clone()
+    }
+
+    /// What the request is called, in the log and in its span.
+    pub(crate) fn names(&self) -> &Names {
+        &self.names
     }
 
     fn note(&mut self, headers: &HeaderMap) {
@@ -78,7 +107,9 @@ impl Drop for Record {
             request_id,
             trace_id,
             parent_id,
+            sampled: _,
         } = &self.names;
+        self.span.end(code);
         let (service, method) = (&self.service, &self.method);
         let key = self.key.as_deref().unwrap_or_default();
         let seconds = took.as_secs_f64();
@@ -97,18 +128,33 @@ impl Drop for Record {
 #[derive(Debug)]
 pub(crate) struct Recorded {
     body: Body,
+    /// When the request has taken as long as it may, and how long that is.
+    limit: Option<(Pin<Box<Sleep>>, Duration)>,
     record: Record,
 }
 
 impl Recorded {
-    pub(crate) fn wrap(response: Response<Body>, mut record: Record) -> Response<Body> {
+    /// `most`: the time that the request may take, from when it began.
+    pub(crate) fn wrap(
+        response: Response<Body>,
+        mut record: Record,
+        most: Option<Duration>,
+    ) -> Response<Body> {
         record.note(response.headers());
         let (parts, body) = response.into_parts();
+        let limit = most.filter(|_| !record.quiet).map(|most| {
+            let end = record.began + most;
+            (Box::pin(sleep_until(end.into())), most)
+        });
         // An empty body is never polled: the record ends here.
         let body = if body.is_end_stream() {
             body
         } else {
-            Body::new(Self { body, record })
+            Body::new(Self {
+                body,
+                limit,
+                record,
+            })
         };
         Response::from_parts(parts, body)
     }
@@ -123,6 +169,16 @@ impl http_body::Body for Recorded {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
+        if let Some((end, most)) = &mut this.limit
+            && end.as_mut().poll(context).is_ready()
+        {
+            let trailers = Refusal::TooLong { most: *most }.trailers();
+            this.limit = None;
+            // Whoever still writes to it finds that nobody reads.
+            this.body = Body::empty();
+            this.record.note(&trailers);
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
         let frame = ready!(Pin::new(&mut this.body).poll_frame(context));
         if let Some(Ok(frame)) = &frame
             && let Some(trailers) = frame.trailers_ref()

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::{HeaderMap, HeaderValue};
 use steering_proto::access::Scope;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -52,6 +53,16 @@ impl Refusal {
             Self::Loading => "LOADING",
             Self::Stopping => "STOPPING",
         }
+    }
+
+    /// As the end of a response that has begun.
+    pub(crate) fn trailers(self) -> HeaderMap {
+        let mut trailers = HeaderMap::new();
+        if Status::from(self).add_header(&mut trailers).is_err() {
+            let code = HeaderValue::from(self.code() as i32);
+            trailers.insert(Status::GRPC_STATUS, code);
+        }
+        trailers
     }
 
     fn code(self) -> Code {

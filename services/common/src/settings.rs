@@ -11,7 +11,7 @@ use std::{
 use clap::{Arg, ArgAction, ArgMatches, Command, Parser, error::ErrorKind, parser::ValueSource};
 
 /// Flags that are about settings, and no settings themselves.
-const NOT_SETTINGS: [&str; 4] = ["config", "print-config", "help", "version"];
+const NOT_SETTINGS: [&str; 5] = ["config", "print-config", "stop-with", "help", "version"];
 
 /// Reads all settings. Ends the process where clap would: for `--help`, `--print-config`,
 /// and what cannot be understood.
@@ -28,14 +28,19 @@ pub fn load<C: Parser>() -> C {
 
 /// What a command line asks for.
 #[derive(Debug)]
-enum Loaded<C> {
+pub enum Loaded<C> {
+    /// To run with these settings.
     Run(C),
     /// `--print-config`.
     Print(String),
 }
 
-fn load_from<C: Parser>(args: Vec<OsString>) -> Result<Loaded<C>, clap::Error> {
-    let command = C::command();
+/// As [`load`], of a given command line.
+///
+/// # Errors
+/// If it or the file it names cannot be understood.
+pub fn load_from<C: Parser>(args: Vec<OsString>) -> Result<Loaded<C>, clap::Error> {
+    let command = without_empty(C::command());
     // A first look, at what is there: something required may be in the file.
     let given = command.clone().ignore_errors(true).get_matches_from(&args);
     let from_file = match given.try_get_one::<std::path::PathBuf>("config") {
@@ -59,6 +64,18 @@ fn load_from<C: Parser>(args: Vec<OsString>) -> Result<Loaded<C>, clap::Error> {
         return Ok(Loaded::Print(print(&command, &matches, &file_names)));
     }
     C::from_arg_matches(&matches).map(Loaded::Run)
+}
+
+/// A variable that is set to nothing is not set: that is how manifests leave one out.
+fn without_empty(command: Command) -> Command {
+    command.mut_args(|arg| {
+        let value = arg.get_env().and_then(env::var_os);
+        if value.is_some_and(|value| value.is_empty()) {
+            arg.env(None::<&'static str>)
+        } else {
+            arg
+        }
+    })
 }
 
 /// Entries of a file as flags, but for those that the command line or the environment has.

@@ -18,6 +18,8 @@ pub(crate) struct Names {
     pub(crate) trace_id: String,
     /// The caller's span, 16 hexadecimal digits; empty without a trace.
     pub(crate) parent_id: String,
+    /// Whether the caller's trace is one of those that are kept.
+    pub(crate) sampled: bool,
 }
 
 impl Names {
@@ -26,11 +28,13 @@ impl Names {
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let given = text(REQUEST_ID).filter(|id| is_plain(id));
         let request_id = given.map_or_else(|| hex(&rand::random::<[u8; 8]>()), str::to_owned);
-        let (trace_id, parent_id) = text(TRACEPARENT).and_then(traceparent).unwrap_or_default();
+        let (trace_id, parent_id, sampled) =
+            text(TRACEPARENT).and_then(traceparent).unwrap_or_default();
         Self {
             request_id,
             trace_id: trace_id.to_owned(),
             parent_id: parent_id.to_owned(),
+            sampled,
         }
     }
 }
@@ -39,8 +43,8 @@ fn is_plain(id: &str) -> bool {
     (1..=ID_LEN_MAX).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
 }
 
-/// Trace id and parent id of `version-trace-parent-flags`.
-fn traceparent(text: &str) -> Option<(&str, &str)> {
+/// Trace id, parent id and the first flag of `version-trace-parent-flags`.
+fn traceparent(text: &str) -> Option<(&str, &str, bool)> {
     let mut parts = text.split('-');
     let (version, trace, parent, flags) =
         (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -54,7 +58,9 @@ fn traceparent(text: &str) -> Option<(&str, &str)> {
     // Later versions may have more parts; version 0 has four.
     let known =
         is_hex(version, 2) && version != "ff" && (version != "00" || parts.next().is_none());
-    (known && is_id(trace, 32) && is_id(parent, 16) && is_hex(flags, 2)).then_some((trace, parent))
+    let sound = known && is_id(trace, 32) && is_id(parent, 16) && is_hex(flags, 2);
+    let sampled = u8::from_str_radix(flags, 16).is_ok_and(|flags| flags & 1 == 1);
+    sound.then_some((trace, parent, sampled))
 }
 
 #[cfg(test)]
@@ -65,7 +71,9 @@ mod tests {
     fn traceparents_are_taken_or_ignored() {
         let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
         let good = format!("00-{trace}-{parent}-01");
-        assert_eq!(traceparent(&good), Some((trace, parent)));
+        assert_eq!(traceparent(&good), Some((trace, parent, true)));
+        let unsampled = format!("00-{trace}-{parent}-02");
+        assert_eq!(traceparent(&unsampled), Some((trace, parent, false)));
         let wrong = [
             format!("00-{trace}-{parent}"),
             format!("00-{trace}-{parent}-01-more"),

@@ -2,38 +2,44 @@
 
 use std::process::ExitCode;
 
-use steering_registry::Config;
-use steering_service::{logging, settings, stop_signal};
+use steering_registry::{Config, Task};
+use steering_service::{logging, run_to_end, settings, stop_signal};
 use tokio::net::TcpListener;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let config: Config = settings::load();
-    if let Err(error) = logging::init(&config.log, config.operation.log_format) {
-        return fail(&error);
-    }
-    if let Some(task) = config.task.clone() {
-        return match steering_registry::perform(task, &config).await {
-            Ok(true) => ExitCode::SUCCESS,
-            Ok(false) => ExitCode::FAILURE,
-            Err(error) => fail(&error.to_string()),
-        };
-    }
-    let stop = match stop_signal() {
-        Ok(stop) => stop,
-        Err(error) => return fail(&format!("cannot wait for SIGTERM: {error}")),
+    let ended = match config.task.clone() {
+        Some(task) => run_to_end(perform(task, config)),
+        None => run_to_end(serve(config)),
     };
-    let listener = match TcpListener::bind(&config.listen).await {
-        Ok(listener) => listener,
-        Err(error) => return fail(&format!("cannot listen on {}: {error}", config.listen)),
-    };
-    match steering_registry::run(config, listener, stop).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error.to_string()),
+    match ended.map_err(|error| error.to_string()).flatten() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("steer-registry: {error}");
+            ExitCode::FAILURE
+        }
     }
 }
 
-fn fail(message: &str) -> ExitCode {
-    eprintln!("steer-registry: {message}");
-    ExitCode::FAILURE
+async fn perform(task: Task, config: Config) -> Result<ExitCode, String> {
+    logging::init(&config.log, config.operation.log_format)?;
+    match steering_registry::perform(task, &config).await {
+        Ok(true) => Ok(ExitCode::SUCCESS),
+        Ok(false) => Ok(ExitCode::FAILURE),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+async fn serve(config: Config) -> Result<ExitCode, String> {
+    // Before anything that takes time: a signal that comes early is an orderly end as well.
+    let stop = stop_signal(&config.operation)
+        .map_err(|error| format!("cannot wait for SIGTERM: {error}"))?;
+    logging::init(&config.log, config.operation.log_format)?;
+    let listener = TcpListener::bind(&config.listen)
+        .await
+        .map_err(|error| format!("cannot listen on {}: {error}", config.listen))?;
+    let ended = steering_registry::run(config, listener, stop).await;
+    ended
+        .map(|()| ExitCode::SUCCESS)
+        .map_err(|error| error.to_string())
 }

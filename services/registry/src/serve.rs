@@ -68,6 +68,7 @@ pub async fn run(
 
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION")).map_err(boxed)?;
     let front = Front::start(FrontConfig {
+        program: "steer-registry",
         name: Service::NAME,
         listener,
         security: &config.security,

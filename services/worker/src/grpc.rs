@@ -14,7 +14,7 @@ use steering_proto::{
     score::Score,
     v1::{self, model_worker_service_server::ModelWorkerService},
 };
-use steering_service::deadline::timeout;
+use steering_service::{RequestSpan, deadline::timeout};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
@@ -78,6 +78,7 @@ impl ModelWorkerService for WorkerService {
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let began = Instant::now();
         let deadline = deadline(request.metadata());
+        let span = request.extensions().get::<RequestSpan>().cloned();
         let wire = request.into_inner();
         let accepted = self
             .blocking(move |worker| {
@@ -85,8 +86,8 @@ impl ModelWorkerService for WorkerService {
                 worker.accept(Generate::try_from(wire)?, deadline)
             })
             .await?;
-        let (prompt, variants) = (accepted.prompt.len(), accepted.variants.len());
-        let observation = Observation::new(self.observed.clone(), began, prompt, variants);
+        let span = span.unwrap_or_default();
+        let observation = Observation::new(self.observed.clone(), began, &accepted, span);
         let responses = generate::respond(accepted, &self.worker, observation);
         Ok(Response::new(responses))
     }

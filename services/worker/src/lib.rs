@@ -48,6 +48,7 @@ pub async fn run(
     let address = listener.local_addr()?;
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"))?;
     let front = Front::start(FrontConfig {
+        program: "steer-worker",
         name: Service::NAME,
         listener,
         security: &config.security,
@@ -56,7 +57,7 @@ pub async fn run(
         connection: CONNECTION,
     })
     .await?;
-    tracing::info!("steer-worker listening on {address}");
+    tracing::info!("loading; {address} answers NOT_SERVING until then");
     let mut shutdown = std::pin::pin!(shutdown);
     let limits = config.limits.clone();
     let progress = source::terminal_progress();
@@ -70,6 +71,7 @@ pub async fn run(
         .max_decoding_message_size(limits.request_bytes())
         .max_encoding_message_size(limits.response_bytes());
     front.open(Routes::new(service)).await;
+    tracing::info!("steer-worker listening on {address}");
     let clean = tokio::select! {
         () = shutdown => true,
         () = ended(engine) => false,

@@ -2,13 +2,14 @@
 
 use std::process::ExitCode;
 
-use steering_service::{logging, settings, stop_signal};
+use steering_service::{logging, run_to_end, settings, stop_signal};
 use steering_worker::{Config, WorkerError};
 use tokio::net::TcpListener;
 
 fn main() -> ExitCode {
     let config: Config = settings::load();
-    match serve(config) {
+    let served = run_to_end(serve(config)).map_err(WorkerError::from);
+    match served.flatten() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("error: {e}");
@@ -17,12 +18,13 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main]
 async fn serve(config: Config) -> Result<(), WorkerError> {
+    // Before anything that takes time: a signal that comes early is an orderly end as well.
+    let stop = stop_signal(&config.operation)?;
     logging::init(&config.log, config.operation.log_format).map_err(WorkerError::Config)?;
     let listen = config.listen;
     let listener = TcpListener::bind(listen)
         .await
         .map_err(|e| WorkerError::Config(format!("--listen: cannot listen on {listen}: {e}")))?;
-    steering_worker::run(config, listener, stop_signal()?).await
+    steering_worker::run(config, listener, stop).await
 }

@@ -1,10 +1,13 @@
 //! Metrics of the worker, named as OpenTelemetry's conventions for generative AI name
 //! them. A token costs a comparison; clocks are read at the first and the last.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use steering_service::{
-    Metrics,
+    Metrics, RequestSpan,
     metrics::SECONDS,
     prometheus::{
         self, Histogram, HistogramOpts, IntCounter, IntGauge, Opts,
@@ -15,12 +18,15 @@ use steering_service::{
 
 use crate::{
     engine::{EngineHandle, Event, Finish, TokenEvent},
-    worker::Worker,
+    worker::{Accepted, Worker},
 };
+
+const OPERATION: &str = "text_completion";
 
 /// Where generations are counted.
 #[derive(Debug)]
 pub(crate) struct Observed {
+    model_id: String,
     first_token: Histogram,
     per_token: Histogram,
     duration: Histogram,
@@ -35,7 +41,7 @@ impl Observed {
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
             let opts = HistogramOpts::new(name, help)
                 .buckets(buckets.to_vec())
-                .const_label("gen_ai_operation_name", "text_completion")
+                .const_label("gen_ai_operation_name", OPERATION)
                 .const_label("gen_ai_request_model", &worker.model_id);
             let histogram = Histogram::with_opts(opts)?;
             metrics.register(histogram.clone())?;
@@ -48,6 +54,7 @@ impl Observed {
         };
         metrics.register(LoadCollector::new(worker)?)?;
         Ok(Self {
+            model_id: worker.model_id.clone(),
             first_token: histogram(
                 "gen_ai_server_time_to_first_token_seconds",
                 "Time from a request's arrival to its first token",
@@ -95,38 +102,54 @@ pub(crate) struct Observation {
     prompt_len: usize,
     /// When each variant's first token came.
     first: Vec<Option<Instant>>,
-    any: bool,
+    first_token_after: Option<Duration>,
+    generated: usize,
+    span: RequestSpan,
 }
 
 impl Observation {
     pub(crate) fn new(
         observed: Arc<Observed>,
         began: Instant,
-        prompt_len: usize,
-        n_variants: usize,
+        accepted: &Accepted,
+        span: RequestSpan,
     ) -> Self {
+        span.note("gen_ai.operation.name", OPERATION);
+        span.note("gen_ai.request.model", observed.model_id.clone());
+        let most = accepted.sampling.max_new_tokens;
+        span.note("gen_ai.request.max_tokens", most as i64);
+        span.note("steer.variants", accepted.variants.len() as i64);
         Self {
             observed,
             began,
-            prompt_len,
-            first: vec![None; n_variants],
-            any: false,
+            prompt_len: accepted.prompt.len(),
+            first: vec![None; accepted.variants.len()],
+            first_token_after: None,
+            generated: 0,
+            span,
         }
     }
 
     pub(crate) fn see(&mut self, event: &Event) {
         match event {
-            Event::Token(TokenEvent { variant, .. }) if self.first[*variant].is_none() => {
-                let now = Instant::now();
-                self.first[*variant] = Some(now);
-                if !self.any {
-                    self.any = true;
-                    let took = now.duration_since(self.began);
-                    self.observed.first_token.observe(took.as_secs_f64());
+            Event::Token(TokenEvent { variant, .. }) => {
+                self.generated += 1;
+                if self.first[*variant].is_none() {
+                    self.begun(*variant);
                 }
             }
             Event::Finished(finish) => self.finished(finish),
-            Event::Token(_) | Event::Scored(_) | Event::Captured(_) => {}
+            Event::Scored(_) | Event::Captured(_) => {}
+        }
+    }
+
+    fn begun(&mut self, variant: usize) {
+        let now = Instant::now();
+        self.first[variant] = Some(now);
+        if self.first_token_after.is_none() {
+            let took = now.duration_since(self.began);
+            self.observed.first_token.observe(took.as_secs_f64());
+            self.first_token_after = Some(took);
         }
     }
 
@@ -151,6 +174,12 @@ impl Observation {
 
 impl Drop for Observation {
     fn drop(&mut self) {
+        let span = &self.span;
+        span.note("gen_ai.usage.input_tokens", self.prompt_len as i64);
+        span.note("gen_ai.usage.output_tokens", self.generated as i64);
+        if let Some(took) = self.first_token_after {
+            span.note("gen_ai.server.time_to_first_token", took.as_secs_f64());
+        }
         let took = self.began.elapsed();
         self.observed.duration.observe(took.as_secs_f64());
     }

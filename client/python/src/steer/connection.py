@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
@@ -67,6 +69,17 @@ def _api_key() -> str | None:
     return Path(path).read_text().strip() if path else _from_env("STEER_API_KEY")
 
 
+def _traceparent() -> str | None:
+    """The trace that a call is part of: OpenTelemetry's current span in programs that use it,
+    else TRACEPARENT."""
+    tracing: Any = sys.modules.get("opentelemetry.trace")
+    if tracing is not None:
+        span = tracing.get_current_span().get_span_context()
+        if span.is_valid:
+            return f"00-{span.trace_id:032x}-{span.span_id:016x}-{int(span.trace_flags):02x}"
+    return _from_env("TRACEPARENT")
+
+
 @dataclass(frozen=True)
 class Config:
     """How a client reaches the services. Defaults come from the environment, as the command's."""
@@ -94,9 +107,13 @@ class Config:
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What goes with every call."""
-        if self.api_key is None:
-            return ()
-        return (("authorization", f"Bearer {self.api_key}"),)
+        metadata = []
+        if self.api_key is not None:
+            metadata.append(("authorization", f"Bearer {self.api_key}"))
+        traceparent = _traceparent()
+        if traceparent is not None:
+            metadata.append(("traceparent", traceparent))
+        return tuple(metadata)
 
     def credentials(self) -> grpc.ChannelCredentials:
         """What TLS connections are made with."""

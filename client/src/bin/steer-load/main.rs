@@ -9,13 +9,17 @@ use steering_client::{Client, Endpoints, connection::service_url};
 mod access;
 mod loops;
 mod measure;
+mod overload;
 mod report;
+mod soak;
 mod stats;
 mod workload;
 
 use access::AccessArgs;
 use loops::{Closed, Join, Open, Sweep};
+use overload::Overload;
 use report::{Rounds, Runs};
+use soak::Soak;
 use stats::{Summary, median};
 use workload::{Shape, Steered, Workload};
 
@@ -32,12 +36,18 @@ Examples:
   steer-load closed --streams 16 --edits 8 --layers 4 --against off --json
   steer-load open --rate 2 --requests 60
   steer-load join --streams 8 --join-prompt 2000 --max-new-tokens 400
-  steer-load sweep --variants 40")]
+  steer-load sweep --variants 40
+  steer-load soak --streams 64 --seconds 600 --watch 127.0.0.1:8081
+  steer-load overload --seconds 30 --times 10")]
 struct Cli {
     /// Where the model worker is.
     #[arg(long, global = true, value_name = "URL", env = "STEER_WORKER")]
     #[arg(default_value = Endpoints::DEFAULT_WORKER, value_parser = service_url)]
     worker: String,
+    /// Where the registry is, for soaks that call it.
+    #[arg(long, global = true, value_name = "URL", env = "STEER_REGISTRY")]
+    #[arg(default_value = Endpoints::DEFAULT_REGISTRY, value_parser = service_url)]
+    registry: String,
     #[command(flatten)]
     access: AccessArgs,
     /// Print one JSON document.
@@ -63,6 +73,10 @@ enum Mode {
     Join(WithShape<Join>),
     /// A sweep as one request against one request per variant.
     Sweep(WithShape<Sweep>),
+    /// Mixed calls for a long time, and the services' memory meanwhile.
+    Soak(WithShape<Soak>),
+    /// What is served when many times as many requests arrive as can be.
+    Overload(WithShape<Overload>),
 }
 
 #[derive(Debug, Args)]
@@ -116,7 +130,7 @@ async fn main() -> ExitCode {
 async fn run(cli: Cli) -> anyhow::Result<String> {
     let endpoints = Endpoints {
         worker: cli.worker.clone(),
-        ..Endpoints::default()
+        registry: cli.registry.clone(),
     };
     let client = Client::connect_with(&endpoints, &cli.access.credentials()?)?;
     match &cli.mode {
@@ -160,6 +174,16 @@ async fn run(cli: Cli) -> anyhow::Result<String> {
             let ratios: Vec<f64> = rounds.iter().map(|round| round.speedup).collect();
             let report = report_of("sweep", &workload, rounds, &ratios);
             print(cli.json, &report, Rounds::<loops::Swept>::text)
+        }
+        Mode::Soak(options) => {
+            let mut workload = prepare(&cli, options, &client).await?;
+            let soaked = options.load.run(&client, &mut workload).await?;
+            print(cli.json, &soaked, soak::Soaked::text)
+        }
+        Mode::Overload(options) => {
+            let mut workload = prepare(&cli, options, &client).await?;
+            let overloaded = options.load.run(&client, &mut workload).await?;
+            print(cli.json, &overloaded, overload::Overloaded::text)
         }
     }
 }

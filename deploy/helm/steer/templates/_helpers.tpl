@@ -96,6 +96,9 @@ securityContext:
 {{- with .root.Values.log }}
 - {name: STEER_LOG, value: {{ . | quote }}}
 {{- end }}
+{{- with .root.Values.tracing.otlpEndpoint }}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }}}
+{{- end }}
 {{- if .root.Values.auth.existingSecret }}
 - {name: STEER_API_KEYS, value: {{ printf "/etc/steer/keys/%s" .root.Values.auth.key | quote }}}
 {{- else if and .root.Values.tls.enabled .root.Values.tls.clientCertificates }}

@@ -60,6 +60,7 @@ impl Tried {
         let listener = TcpListener::bind(listen).await.expect("port");
         let address = listener.local_addr().expect("address");
         let front = Front::start(FrontConfig {
+            program: "steer-test",
             name: WORKER,
             listener,
             security,

@@ -213,6 +213,26 @@ async fn a_drain_cuts_what_does_not_end() {
     drain.expect("in time").expect("an orderly end");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_never_answers_slows_nobody() {
+    // Takes connections, and says nothing.
+    let collector = TcpListener::bind("127.0.0.1:0").await.expect("port");
+    let address = collector.local_addr().expect("address");
+    let operation = Operation {
+        otlp_endpoint: Some(format!("http://{address}")),
+        ..Operation::default()
+    };
+    let tried = Tried::start(&Security::default(), &operation).await;
+    let channel = tried.plain();
+    // More than the queue holds.
+    for _ in 0..2200 {
+        let answer = code(call(&channel, GET_MODEL, &[]).await);
+        assert_eq!(answer, Code::Unimplemented);
+    }
+    let ended = tokio::time::timeout(PATIENCE, tried.front.drain()).await;
+    ended.expect("in time").expect("an orderly end");
+}
+
 #[tokio::test]
 async fn watchers_of_health_hold_no_drain_up() {
     let tried = Tried::start(&Security::default(), &Operation::default()).await;

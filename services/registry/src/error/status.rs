@@ -174,7 +174,9 @@ mod tests {
         assert!(matches!(postgres_error("53100"), Some(Error::DiskFull)));
         // unique_violation; its number's low byte is none of SQLite's codes.
         assert!(postgres_error("23505").is_none());
-        assert!(matches!(sqlite_error("261"), Some(Error::Busy(_))));
+        let other = sqlx::Error::RowNotFound;
+        let busy = sqlite_error("261", &other);
+        assert!(matches!(busy, Some(Error::Busy(_))));
     }
 
     #[test]
