@@ -2,8 +2,8 @@
 //! What was acknowledged is there and whole, what was not is there whole or not at all, readers
 //! saw nothing half, and `check` finds nothing wrong.
 //!
-//! 50 deaths; `STEER_KILL_TRIALS=5000` for more, `STEER_KILL_LANE=4` for others; directions in a folder, or in the bucket of
-//! `STEER_TEST_S3`. A kill leaves the page cache alone: this tries
+//! 50 deaths; `STEER_KILL_TRIALS=5000` for more, `STEER_KILL_LANE=4` for others; directions in a
+//! folder, or in the bucket of `STEER_TEST_S3`. A kill leaves the page cache alone: this tries
 //! atomicity and the order of writes, not what a disk does when the power fails.
 
 mod model;
