@@ -50,22 +50,20 @@ impl Client {
         Ok(())
     }
 
-    /// Labels that match a text, best first, in one SAE or (empty) in all.
+    /// Labels that match a text, best first. The request's page fields are filled in here.
     ///
     /// # Errors
     /// If a call fails.
     pub async fn search_features(
         &self,
-        query: &str,
-        sae_id: &str,
+        request: v1::SearchFeaturesRequest,
         limit: Option<usize>,
     ) -> Result<Listing<v1::FeatureLabel>, Error> {
         follow(limit, async |page_size, page_token| {
             let request = v1::SearchFeaturesRequest {
-                query: query.to_owned(),
-                sae_id: sae_id.to_owned(),
                 page_size,
                 page_token,
+                ..request.clone()
             };
             let page = self.registry().search_features(request).await;
             let page = page.map_err(|s| self.registry_failed(s))?.into_inner();

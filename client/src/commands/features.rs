@@ -34,14 +34,25 @@ pub(crate) struct FeaturesArgs {
 
 #[derive(Debug, Subcommand)]
 enum FeaturesCommand {
-    /// Labels that match a text, best first: exact, then prefix, then word matches.
+    /// Labels that match a text, best first: exact, beginning, words, parts of words;
+    /// where nothing does, labels whose words are a typing error away.
     #[command(after_help = "\
 Examples:
   steer features search hockey
-  steer features search 'ice ho' --sae gemma-scope-l21-65k --json")]
+  steer features search 'ice ho' --sae gemma-scope-l21-65k --json
+  steer features search hockey --model google/gemma-2-2b --hook blocks.21.hook_resid_post")]
     Search {
         /// Words or the beginnings of words.
         query: String,
+        /// Only SAEs of this model.
+        #[arg(long, value_name = "ID")]
+        model: Option<String>,
+        /// Only SAEs at this hook point.
+        #[arg(long, value_name = "HOOK")]
+        hook: Option<String>,
+        /// Only labels of this source.
+        #[arg(long, value_name = "NAME")]
+        source: Option<String>,
         /// Most labels to show; 0 = all.
         #[arg(long, value_name = "N", default_value_t = 20)]
         limit: usize,
@@ -105,9 +116,22 @@ struct LogitsView {
 pub(crate) async fn run(args: FeaturesArgs, globals: &Globals) -> anyhow::Result<()> {
     let client = globals.client()?;
     match args.command {
-        FeaturesCommand::Search { query, limit } => {
-            let sae = globals.sae.as_deref().unwrap_or_default();
-            let found = client.search_features(&query, sae, cap(limit)).await?;
+        FeaturesCommand::Search {
+            query,
+            model,
+            hook,
+            source,
+            limit,
+        } => {
+            let request = v1::SearchFeaturesRequest {
+                query,
+                sae_id: globals.sae.clone().unwrap_or_default(),
+                model_id: model.unwrap_or_default(),
+                hook_name: hook.unwrap_or_default(),
+                source: source.unwrap_or_default(),
+                ..v1::SearchFeaturesRequest::default()
+            };
+            let found = client.search_features(request, cap(limit)).await?;
             print_labels(found, globals.json)
         }
         FeaturesCommand::Similar(args) => similar::run(args, &client, globals).await,

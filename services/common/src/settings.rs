@@ -143,7 +143,8 @@ fn settings(command: &Command) -> impl Iterator<Item = &Arg> {
     })
 }
 
-/// Every setting in effect, as a file that would give the same.
+/// Every setting in effect, as a file that would give the same, but for secrets: settings
+/// whose values in the environment are hidden.
 fn print(command: &Command, matches: &ArgMatches, from_file: &[String]) -> String {
     let mut text = String::new();
     for arg in settings(command) {
@@ -155,6 +156,10 @@ fn print(command: &Command, matches: &ArgMatches, from_file: &[String]) -> Strin
             Some(ValueSource::EnvVariable) => "environment",
             _ => "default",
         };
+        if arg.is_hide_env_values_set() && !values.is_empty() {
+            let _ = writeln!(text, "# {name} is set and secret  # {source}");
+            continue;
+        }
         let written: Vec<String> = values.iter().map(|value| literal(arg, value)).collect();
         // Writing to a String cannot fail.
         let _ = match (arg.get_action(), written.as_slice()) {

@@ -17,6 +17,7 @@ use steering_proto::payload::InputNormalization;
 use steering_registry::{
     canonical::{Architecture, Layout},
     scan::{Input, Query, SaeFile, encode, similar},
+    vectors::{Object, examine},
 };
 
 const TOKENS: usize = 128;
@@ -149,8 +150,10 @@ fn write_sae(folder: &std::path::Path, d_sae: u32, d_in: u32) -> SaeFile {
     }
     file.write_all(&vec![0; row_len]).expect("write");
     file.flush().expect("write");
+    let open = || std::fs::File::open(&path).expect("file");
+    let (digest, sums) = examine(open()).expect("read");
     SaeFile {
-        file: std::fs::File::open(path).expect("file"),
+        object: Object::new(digest, open(), sums).into(),
         layout,
     }
 }

@@ -191,20 +191,27 @@ pub fn record(
         hooks.push(hook);
         checked.push(direction(hook, values).map_err(|invalid| invalid.within(&within))?);
     }
-    let names: Vec<String> = hooks.iter().map(ToString::to_string).collect();
-    let lists: Vec<&[f32]> = checked
-        .iter()
-        .map(|direction| direction.values.as_slice())
-        .collect();
-    Ok(CavRecord {
-        digest: digest(&format!("cav {}", names.join(" ")), &lists),
+    let mut record = CavRecord {
+        digest: String::new(),
         name,
         model_id: context.model_id.clone(),
         origin: context.origin.clone(),
         created_at_ms: now_ms(),
         directions: checked,
         training: None,
-    })
+    };
+    record.digest = numbers_digest(&record);
+    Ok(record)
+}
+
+/// SHA-256 (hex) of a CAV's hook points and numbers: what its digest must be.
+pub fn numbers_digest(cav: &CavRecord) -> String {
+    let (names, lists): (Vec<&str>, Vec<&[f32]>) = cav
+        .directions
+        .iter()
+        .map(|direction| (direction.hook_name.as_str(), direction.values.as_slice()))
+        .unzip();
+    digest(&format!("cav {}", names.join(" ")), &lists)
 }
 
 fn direction(hook: HookPoint, values: Vec<f32>) -> Result<CavDirectionRecord, Invalid> {

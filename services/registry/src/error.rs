@@ -2,11 +2,12 @@
 
 use std::{collections::HashMap, error::Error as StdError, io, time::Duration};
 
+use sqlx::postgres::PgDatabaseError;
 use steering_proto::Invalid;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::format::FormatError;
+use crate::{format::FormatError, vectors::is_damage};
 
 /// `domain` of every `google.rpc.ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "registry.steering.v1";
@@ -77,6 +78,9 @@ pub enum Error {
     /// Too much at once; worth another try.
     #[error("{0}")]
     Busy(String),
+    /// The database cannot be reached, or gave way to another transaction; worth another try.
+    #[error("{0}")]
+    Unavailable(&'static str),
     /// The model hub refused, or could not be reached.
     #[error("{message}")]
     Hub {
@@ -88,9 +92,28 @@ pub enum Error {
     /// The disk is full.
     #[error("the registry's disk is full; reads go on, nothing was stored")]
     DiskFull,
+    /// The disk takes no writes.
+    #[error("the registry's disk is read-only: nothing was stored")]
+    ReadOnly,
     /// Stored data is missing or damaged.
-    #[error("stored data is damaged: {0}")]
+    #[error("stored data is damaged: {0}; `steer-registry check` finds all that is")]
     DataLoss(String),
+    /// The object store did not answer, or not in time; worth another try.
+    #[error("the object store cannot be used at the moment: {0}")]
+    ObjectStore(String),
+    /// Something is to be read as a whole that the cache has no room for.
+    #[error(
+        "object {digest} of {len} bytes does not fit into the object cache of {limit} bytes; start \
+         the registry with a larger --object-cache-bytes"
+    )]
+    CacheTooSmall {
+        /// The object.
+        digest: String,
+        /// Its length.
+        len: u64,
+        /// Bytes that the cache may hold.
+        limit: u64,
+    },
     /// Storage failed otherwise.
     #[error("storage failed: {0}")]
     Storage(#[source] Box<dyn StdError + Send + Sync>),
@@ -100,6 +123,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// Says whose data are damaged, if they are.
+    pub fn of_sae(self, name: &str) -> Self {
+        match self {
+            Self::DataLoss(text) => Self::DataLoss(format!("SAE {name:?}: {text}")),
+            other => other,
+        }
+    }
+
     /// A file named by request field `field` that cannot be used.
     pub fn file(field: &'static str, error: FormatError) -> Self {
         match error {
@@ -112,26 +143,80 @@ impl Error {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        const SQLITE_BUSY: i64 = 5;
-        const SQLITE_FULL: i64 = 13;
-        let code = error
-            .as_database_error()
-            .and_then(|error| error.code()?.parse::<i64>().ok())
-            // Extended codes keep the primary code in the low byte.
-            .map(|code| code & 0xff);
-        match (code, &error) {
-            (Some(SQLITE_FULL), _) => Self::DiskFull,
-            (Some(SQLITE_BUSY), _) | (_, sqlx::Error::PoolTimedOut) => {
-                Self::Busy("the database is busy with another write".to_owned())
-            }
-            _ => Self::Storage(Box::new(error)),
+        if is_disk_full(&error) {
+            return Self::DiskFull;
         }
+        let code = error.as_database_error().and_then(|error| error.code());
+        let postgres = error
+            .as_database_error()
+            .is_some_and(|error| error.try_downcast_ref::<PgDatabaseError>().is_some());
+        let known = match (&error, code) {
+            (_, Some(code)) if postgres => postgres_error(&code),
+            (error, Some(code)) => sqlite_error(&code, error),
+            (sqlx::Error::PoolTimedOut, _) => Some(Self::Unavailable(
+                "the database cannot be reached, or has too much to do",
+            )),
+            (sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolClosed, _) => {
+                Some(Self::Unavailable("the connection to the database was lost"))
+            }
+            _ => None,
+        };
+        if matches!(known, Some(Self::Unavailable(_))) {
+            tracing::warn!(%error, "the database is unavailable");
+        }
+        known.unwrap_or_else(|| Self::Storage(Box::new(error)))
+    }
+}
+
+fn sqlite_error(code: &str, error: &sqlx::Error) -> Option<Error> {
+    const BUSY: i64 = 5;
+    const READ_ONLY: i64 = 8;
+    const CORRUPT: i64 = 11;
+    const FULL: i64 = 13;
+    const NOT_A_DATABASE: i64 = 26;
+    // Extended codes keep the primary code in the low byte.
+    match code.parse::<i64>().ok()? & 0xff {
+        FULL => Some(Error::DiskFull),
+        READ_ONLY => Some(Error::ReadOnly),
+        CORRUPT | NOT_A_DATABASE => Some(Error::DataLoss(format!("the database: {error}"))),
+        BUSY => Some(Error::Busy(
+            "the database is busy with another write".to_owned(),
+        )),
+        _ => None,
+    }
+}
+
+/// By SQLSTATE.
+fn postgres_error(code: &str) -> Option<Error> {
+    match code {
+        // disk_full
+        "53100" => Some(Error::DiskFull),
+        // character_not_in_repertoire, untranslatable_character
+        "22021" | "22P05" => {
+            Some(Invalid::field("request", "has a text with a NUL character").into())
+        }
+        // serialization_failure, deadlock_detected, lock_not_available
+        "40001" | "40P01" | "55P03" => Some(Error::Unavailable(
+            "the database is busy with another write",
+        )),
+        // too_many_connections, admin_shutdown, crash_shutdown, cannot_connect_now,
+        // idle_in_transaction_session_timeout; read_only_sql_transaction: a stand-by
+        "53300" | "57P01" | "57P02" | "57P03" | "25P03" | "25006" => Some(Error::Unavailable(
+            "the database takes no requests at the moment",
+        )),
+        code if code.starts_with("08") => Some(Error::Unavailable(
+            "the connection to the database was lost",
+        )),
+        _ => None,
     }
 }
 
 impl From<sqlx::migrate::MigrateError> for Error {
     fn from(error: sqlx::migrate::MigrateError) -> Self {
-        Self::Storage(Box::new(error))
+        match error {
+            sqlx::migrate::MigrateError::Execute(error) => error.into(),
+            error => Self::Storage(Box::new(error)),
+        }
     }
 }
 
@@ -141,7 +226,11 @@ impl From<object_store::Error> for Error {
             object_store::Error::NotFound { path, .. } => {
                 Self::DataLoss(format!("object {path} is missing"))
             }
-            error if is_disk_full(&error) => Self::DiskFull,
+            // What is left after all retries.
+            error @ object_store::Error::Generic { .. } => {
+                tracing::warn!(%error, "the object store failed");
+                Self::ObjectStore(root_cause(&error))
+            }
             error => Self::Storage(Box::new(error)),
         }
     }
@@ -151,6 +240,10 @@ impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
         if is_disk_full(&error) {
             Self::DiskFull
+        } else if error.kind() == io::ErrorKind::ReadOnlyFilesystem {
+            Self::ReadOnly
+        } else if is_damage(&error) {
+            Self::DataLoss(error.to_string())
         } else {
             Self::Storage(Box::new(error))
         }
@@ -172,6 +265,14 @@ fn is_disk_full(error: &(dyn StdError + 'static)) -> bool {
         next = error.source();
     }
     false
+}
+
+fn root_cause(error: &dyn StdError) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 fn listing(intro: &str, names: &[String]) -> String {
@@ -203,12 +304,25 @@ impl From<Error> for Status {
                 Code::ResourceExhausted,
                 retriable("BUSY", Duration::from_secs(2)),
             ),
+            Error::Unavailable(_) => (
+                Code::Unavailable,
+                retriable("DATABASE", Duration::from_secs(1)),
+            ),
             Error::Hub {
                 code: Code::Unavailable,
                 ..
             } => (Code::Unavailable, retriable("HUB", Duration::from_secs(10))),
             Error::Hub { code, .. } => (*code, info("HUB", &[])),
             Error::DiskFull => (Code::ResourceExhausted, info("DISK_FULL", &[])),
+            Error::ReadOnly => (Code::FailedPrecondition, info("READ_ONLY", &[])),
+            Error::ObjectStore(_) => (
+                Code::Unavailable,
+                retriable("OBJECT_STORE", Duration::from_secs(5)),
+            ),
+            Error::CacheTooSmall { .. } => (
+                Code::FailedPrecondition,
+                info("OBJECT_CACHE_TOO_SMALL", &[]),
+            ),
             Error::DataLoss(_) => (Code::DataLoss, info("DATA_LOSS", &[])),
             Error::Storage(source) => {
                 tracing::error!(error = %source, "storage failed");
@@ -314,15 +428,25 @@ mod tests {
     }
 
     #[test]
+    fn a_database_that_gives_way_is_worth_another_try() {
+        for code in ["40001", "40P01", "55P03", "57P01", "08006", "53300"] {
+            let status = Status::from(postgres_error(code).expect(code));
+            assert_eq!(status.code(), Code::Unavailable, "{code}");
+            assert!(status.get_details_retry_info().is_some(), "{code}");
+        }
+        let lost = sqlx::Error::Io(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert_eq!(Status::from(Error::from(lost)).code(), Code::Unavailable);
+        assert!(matches!(postgres_error("53100"), Some(Error::DiskFull)));
+        // unique_violation; its number's low byte is none of SQLite's codes.
+        assert!(postgres_error("23505").is_none());
+        assert!(matches!(sqlite_error("261"), Some(Error::Busy(_))));
+    }
+
+    #[test]
     fn a_full_disk_is_told_apart_however_deep_it_hides() {
         let full = || io::Error::from(io::ErrorKind::StorageFull);
-        let wrapped = object_store::Error::Generic {
-            store: "local",
-            source: Box::new(full()),
-        };
         for error in [
             Error::from(full()),
-            Error::from(wrapped),
             Error::file("path", FormatError::Io(full())),
         ] {
             assert!(matches!(error, Error::DiskFull), "{error:?}");

@@ -199,6 +199,12 @@ impl Sink<'_> {
                     "entry {number} has a {what} of more than {len_max} bytes"
                 )));
             }
+            // Not every database has a place for it.
+            if text.contains('\0') {
+                return Err(malformed(format!(
+                    "entry {number} has a {what} with a NUL character"
+                )));
+            }
         }
         self.count = number;
         (self.emit)(label)

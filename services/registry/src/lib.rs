@@ -7,10 +7,14 @@
 //! - [`canonical`] is the one form in which SAEs are kept;
 //! - [`scan`] reads all features of an SAE: encodes activations, finds neighbours;
 //! - [`vectors`] (an object store) and [`store`] (a database) keep things;
-//! - [`registry`] puts these together; [`grpc`] speaks for it.
+//! - [`registry`] puts these together; [`grpc`] speaks for it;
+//! - [`check`] and [`mod@backup`] look after what is kept.
 
+pub mod backup;
+mod blocking;
 pub mod canonical;
 pub mod cavs;
+pub mod check;
 pub mod concept;
 pub mod config;
 pub mod error;
@@ -23,8 +27,10 @@ pub mod registry;
 pub mod scan;
 mod serve;
 pub mod store;
+mod upkeep;
 pub mod vectors;
 
-pub use config::Config;
+pub use config::{Config, Task};
 pub use error::{Error, Result};
 pub use serve::run;
+pub use upkeep::perform;

@@ -5,6 +5,7 @@ mod features;
 mod labels;
 mod saes;
 mod scans;
+pub mod search;
 mod training;
 
 use std::{
@@ -18,11 +19,13 @@ use crate::{
     error::{Error, Result},
     import::access::{Access, HubAccess},
     store::{SaeRecord, Store},
-    vectors::Vectors,
+    vectors::{Stored, Vectors},
 };
 
 pub use features::{FEATURES_MAX, FeatureName, FeatureRef, check_index};
 pub use saes::ImportSource;
+use search::SharedVocabulary;
+
 pub use scans::{FoundFeature, SimilarQuery};
 pub use training::LabelledActivations;
 
@@ -49,9 +52,10 @@ pub struct Registry {
     importing: Semaphore,
     trainings: Semaphore,
     scans: Semaphore,
-    /// Held while an object gains its first row or loses its last, so that
-    /// neither happens between the two steps of the other.
+    /// Held, with the store's lock, while an object gains its first row or loses its last,
+    /// so that neither happens between the two steps of the other.
     objects: Mutex<()>,
+    vocabulary: SharedVocabulary,
 }
 
 impl Registry {
@@ -79,6 +83,7 @@ impl Registry {
             scans: Semaphore::new(scans::SCANS_MAX),
             trainings: Semaphore::new(training::TRAININGS_MAX),
             objects: Mutex::new(()),
+            vocabulary: SharedVocabulary::default(),
         })
     }
 
@@ -88,11 +93,11 @@ impl Registry {
     }
 
     /// Removes objects that no SAE has: left by a process that ended between
-    /// making them visible and naming them. For a store that no other process
-    /// writes to.
+    /// making them visible and naming them. A folder must be this process's own.
     pub async fn remove_orphans(&self) -> Result<()> {
-        let _objects = self.objects.lock().await;
-        for digest in self.vectors.digests().await? {
+        for Stored { digest, .. } in self.vectors.list().await? {
+            let _here = self.objects.lock().await;
+            let _everywhere = self.store.lock_objects().await?;
             if !self.store.has_digest(&digest).await? {
                 tracing::info!(digest, "removing directions that no SAE has");
                 self.vectors.delete(&digest).await?;
@@ -148,6 +153,21 @@ impl Registry {
                 )
                 .into())
             }
+        }
+    }
+
+    /// Why an SAE could not be read: damage, unless it was deleted meanwhile.
+    async fn unreadable(&self, sae: &SaeRecord, error: Error) -> Error {
+        if !matches!(error, Error::DataLoss(_)) {
+            return error;
+        }
+        match self.store.sae(&sae.name).await {
+            Ok(Some(now)) if now.digest == sae.digest => error.of_sae(&sae.name),
+            Ok(_) => self
+                .sae_not_found(&sae.name)
+                .await
+                .unwrap_or_else(|error| error),
+            Err(error) => error,
         }
     }
 

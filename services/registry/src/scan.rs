@@ -1,47 +1,72 @@
 //! Reading all features of an SAE once, in parallel: what they find in activations, and
 //! which of them write alike. Numbers and one file; no wire, no store.
 //!
-//! The file is read in blocks into buffers that stay in a core's cache, so that a scan
-//! takes little more than the memory needs to deliver it.
+//! The file is read, and checked, in blocks into buffers that stay in a core's cache, so that
+//! a scan takes little more than the memory needs to deliver it.
 
 mod encode;
 mod similar;
 mod top;
 
-use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
+use std::{io, ops::Range};
 
 use rayon::prelude::*;
 
-use crate::canonical::{Architecture, Layout};
+use crate::{
+    canonical::{Architecture, Layout},
+    vectors::{Object, Shared},
+};
 
 pub use encode::{Encoded, Input, encode};
 pub use similar::{Neighbour, Query, similar};
 
+const F32: u64 = size_of::<f32>() as u64;
+
 /// An SAE's canonical file, open.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SaeFile {
-    /// The file.
-    pub file: File,
+    /// The file, all of it on this machine.
+    pub object: Shared,
     /// Where things are in it.
     pub layout: Layout,
 }
 
-/// Reusable room for a block of rows.
+/// Reusable room for rows that follow each other, and the blocks around them.
 #[derive(Debug, Default)]
 struct Buffer {
     values: Vec<f32>,
+    /// Bytes of the object that `values` are.
+    held: Range<u64>,
 }
 
 impl Buffer {
-    /// Reads little-endian floats.
-    fn read(&mut self, file: &File, bytes: &Range<u64>) -> io::Result<&[f32]> {
-        let len = usize::try_from(bytes.end - bytes.start).map_err(io::Error::other)?;
-        self.values.resize(len / size_of::<f32>(), 0.0);
-        file.read_exact_at(bytemuck::cast_slice_mut(&mut self.values), bytes.start)?;
-        for value in &mut self.values {
+    /// Reads little-endian floats. A block that two calls in a row want a part of is read once.
+    fn read(&mut self, object: &Object, bytes: &Range<u64>) -> io::Result<&[f32]> {
+        let index = |len: u64| usize::try_from(len / F32).map_err(io::Error::other);
+        let blocks = object.blocks(bytes);
+        let held = std::mem::take(&mut self.held);
+        let kept = if held.contains(&blocks.start) {
+            let kept = index(held.start.abs_diff(blocks.start))?..self.values.len();
+            self.values.copy_within(kept.clone(), 0);
+            kept.len()
+        } else {
+            0
+        };
+        self.values.resize(
+            index(blocks.end.saturating_sub(blocks.start))?.max(kept),
+            0.0,
+        );
+        let read = &mut self.values[kept..];
+        let start = blocks.start + kept as u64 * F32;
+        object.read_blocks(start, bytemuck::cast_slice_mut(read))?;
+        for value in read {
             *value = f32::from_bits(u32::from_le(value.to_bits()));
         }
-        Ok(&self.values)
+        self.held = blocks.start..blocks.start + self.values.len() as u64 * F32;
+        let start = index(bytes.start - blocks.start)?;
+        let end = start + index(bytes.end - bytes.start)?;
+        let values = self.values.get(start..end);
+        values.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 }
 

@@ -13,8 +13,8 @@ use crate::{
     grpc::RegistryService,
     import::access::{Access, HubAccess},
     registry::Registry,
-    store::sqlite::SqliteStore,
-    vectors::Vectors,
+    store::{Store, postgres::PostgresStore, sqlite::SqliteStore},
+    vectors::{Bucket, Cache, Vectors},
 };
 
 /// Largest request: files come in chunks of 1 MiB.
@@ -28,6 +28,9 @@ const CONNECTION: Connection = Connection {
 };
 /// How long a query may still take after the drain.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
+
+/// Time between two searches for objects of a bucket that no SAE has.
+const SWEEP_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
 
 type Service = FeatureRegistryServiceServer<RegistryService>;
 
@@ -50,11 +53,18 @@ pub async fn run(
         .map_err(|error| Error::NotAllowed(format!("--hub-allow: {error}")))?;
     std::fs::create_dir_all(&config.data)?;
     let _lock = lock(&config.data)?;
-    let vectors = Vectors::local(&config.data.join("objects"))?;
-    let store = Arc::new(SqliteStore::open(&config.data.join("registry.sqlite")).await?);
+    let (vectors, _cache_lock) = open_vectors(&config)?;
+    let store = open_store(&config).await?;
     let staging = config.data.join("staging");
     let registry = Arc::new(Registry::open(store, vectors, &staging, access)?.with_hub(hub));
-    registry.remove_orphans().await?;
+    if config.objects.is_none() {
+        registry.remove_orphans().await?;
+    }
+    // A bucket may be out of reach, and others put their objects there as well.
+    let sweep = config
+        .objects
+        .as_ref()
+        .map(|_| tokio::spawn(sweep(Arc::clone(&registry))));
 
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION")).map_err(boxed)?;
     let front = Front::start(FrontConfig {
@@ -80,6 +90,9 @@ pub async fn run(
 
     shutdown.await;
     tracing::info!("stopping");
+    if let Some(sweep) = sweep {
+        sweep.abort();
+    }
     let served = front.drain().await.map_err(boxed);
     if tokio::time::timeout(CLOSE_MAX, registry.close())
         .await
@@ -89,6 +102,36 @@ pub async fn run(
         tracing::warn!("a query still ran and is cut off");
     }
     served
+}
+
+/// Objects, and what keeps other processes out of their cache.
+fn open_vectors(config: &Config) -> Result<(Vectors, Option<File>)> {
+    let Some(url) = &config.objects else {
+        return Ok((Vectors::local(&config.data.join("objects"))?, None));
+    };
+    let folder = config.object_cache.clone();
+    let folder = folder.unwrap_or_else(|| config.data.join("cache"));
+    std::fs::create_dir_all(&folder)?;
+    let lock = lock(&folder)?;
+    let cache = Cache::open(Bucket::new(url)?, &folder, config.object_cache_bytes)?;
+    Ok((Vectors::remote(cache), Some(lock)))
+}
+
+/// Removes objects that nobody named, now and then.
+async fn sweep(registry: Arc<Registry>) {
+    loop {
+        if let Err(error) = registry.remove_orphans().await {
+            tracing::warn!(%error, "objects could not be looked through");
+        }
+        tokio::time::sleep(SWEEP_EVERY).await;
+    }
+}
+
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>> {
+    Ok(match &config.database {
+        Some(url) => Arc::new(PostgresStore::open(url, config.database_connections).await?),
+        None => Arc::new(SqliteStore::open(&config.data.join("registry.sqlite")).await?),
+    })
 }
 
 fn boxed(error: impl std::error::Error + Send + Sync + 'static) -> Error {

@@ -1,14 +1,21 @@
 //! Metadata: SAEs, labels, CAVs. One of the crate's two dynamic seams (the
-//! other is the object store): SQLite today, a cluster's database beside it.
+//! other is the object store): SQLite for one process, PostgreSQL for several.
+//!
+//! A backend is tables and statements: what a row means is in `rows`, how words of labels
+//! are listed in `words`, and how a search ranks in [`crate::registry::search`].
 
 mod label;
+pub mod postgres;
+mod rows;
 pub mod sqlite;
 mod training;
+mod words;
 
 pub use label::{Evidence, EvidenceValue, FeatureNotes, LabelFacts, LabelRecord, NewLabel};
 pub use training::CavTraining;
+pub use words::{LabelIds, Posting, words};
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use futures::stream::BoxStream;
 use steering_proto::{payload::InputNormalization, v1};
@@ -54,34 +61,27 @@ pub struct LabelCounts {
     pub candidates: u64,
 }
 
-/// Kinds of matches, best first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Match {
-    /// The label is the query, but for case.
-    Exact,
-    /// The label starts with the query.
-    Prefix,
-    /// Every word of the query starts a word of the label.
-    Words,
-    /// The label contains the query.
-    Part,
+/// Which SAEs; all that fit.
+#[derive(Debug, Clone, Default)]
+pub struct SaeFilter {
+    /// Only the one with this key.
+    pub key: Option<i64>,
+    /// Only those of this model.
+    pub model_id: Option<String>,
+    /// Only those at this hook point.
+    pub hook_name: Option<String>,
 }
 
-impl Match {
-    /// All kinds, best first.
-    pub const ALL: [Self; 4] = [Self::Exact, Self::Prefix, Self::Words, Self::Part];
-}
-
-/// One page of one kind of match.
+/// Labels by their text in lower case, candidates too.
 #[derive(Debug, Clone, Copy)]
-pub struct LabelSearch<'a> {
-    /// Lower-case text.
-    pub query: &'a str,
-    /// Only this SAE.
-    pub sae: Option<i64>,
-    /// Kind of match; better kinds are left out.
-    pub kind: Match,
-    /// Continue behind this label: its folded text and key.
+pub struct LabelTexts<'a> {
+    /// Keys of SAEs.
+    pub saes: &'a [i64],
+    /// The text.
+    pub text: &'a str,
+    /// Labels that are the text; else those that start with it and are longer.
+    pub exact: bool,
+    /// Behind this text and key, in each SAE.
     pub after: Option<(&'a str, i64)>,
     /// Most labels to return.
     pub limit: u32,
@@ -148,6 +148,9 @@ pub struct CavAddress {
 /// Labels of a file, in batches.
 pub type LabelBatches<'a> = BoxStream<'a, Result<Vec<NewLabel>>>;
 
+/// See [`Store::lock_objects`].
+pub type ObjectsLock = Box<dyn Send>;
+
 /// Where metadata is kept. Every write is one transaction: all of it is
 /// durable when the call returns, or none of it is there.
 #[async_trait]
@@ -163,6 +166,9 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     async fn remove_sae(&self, name: &str) -> Result<Option<(String, bool)>>;
     /// Whether an SAE with these directions exists.
     async fn has_digest(&self, digest: &str) -> Result<bool>;
+    /// Keeps other processes from giving an object its first row or taking its last,
+    /// until the lock is dropped. A process holds one at a time.
+    async fn lock_objects(&self) -> Result<ObjectsLock>;
 
     /// Stores labels of one SAE, all or none. A label that is there already
     /// (same feature, source) keeps its place. With `unique_names`, a label
@@ -188,8 +194,18 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     async fn feature_notes(&self, sae: i64, indices: &[u32]) -> Result<HashMap<u32, FeatureNotes>>;
     /// Labels that may look like `label`; bounded, in no order.
     async fn label_candidates(&self, sae: i64, label: &str) -> Result<Vec<String>>;
-    /// Labels that match.
-    async fn search_labels(&self, search: LabelSearch<'_>) -> Result<Vec<LabelRecord>>;
+    /// Keys of SAEs, ascending.
+    async fn sae_keys(&self, filter: &SaeFilter) -> Result<Vec<i64>>;
+    /// Labels by SAE, text and key.
+    async fn labels_by_text(&self, texts: LabelTexts<'_>) -> Result<Vec<LabelRecord>>;
+    /// Labels by key, in any order, without those that are gone; candidates too.
+    async fn labels_by_key(&self, keys: &[i64]) -> Result<Vec<LabelRecord>>;
+    /// Words of all labels with a larger id than `after`, by id, at most `limit`. A word
+    /// gets its id before any with a larger one is seen.
+    async fn vocabulary(&self, after: i64, limit: u32) -> Result<Vec<(i64, String)>>;
+    /// Which labels of these SAEs have these words; in any order, several lists of a word
+    /// may overlap.
+    async fn postings(&self, saes: &[i64], words: &[i64]) -> Result<Vec<Posting>>;
     /// Labels of an SAE by feature and key.
     async fn list_labels(&self, page: LabelPage<'_>) -> Result<Vec<LabelRecord>>;
 
@@ -204,6 +220,13 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     async fn remove_cavs(&self, address: &CavAddress) -> Result<u32>;
     /// Names of CAVs, at most `limit`.
     async fn cav_names(&self, limit: u32) -> Result<Vec<String>>;
+    /// Names and digests of CAVs, all versions, behind `after`.
+    async fn cav_versions(&self, after: (&str, &str), limit: u32) -> Result<Vec<(String, String)>>;
+
+    /// What the database itself finds wrong with its data.
+    async fn damage(&self) -> Result<Vec<String>>;
+    /// Writes all that is committed at one moment into a new SQLite file.
+    async fn copy_to(&self, path: &Path) -> Result<()>;
 
     /// Ends all use of the store.
     async fn close(&self);

@@ -1,7 +1,8 @@
 //! Tokens per second of a model's forward pass, greedy, without the services around
 //! it; one JSON object a line. [`benches/compare.py`] sets it beside llama.cpp.
 //!
-//! `cargo run --release --example forward_speed -- MODEL.gguf [REPETITIONS]`
+//! `cargo run --release --example forward_speed -- MODEL.gguf [REPETITIONS [ONLY]]`, where ONLY
+//! is the start of a line's name.
 //!
 //! [`benches/compare.py`]: ../benches/compare.py
 
@@ -27,6 +28,7 @@ fn main() -> Result<()> {
     let repetitions = arguments
         .next()
         .map_or(Ok(5), |n| n.parse().map_err(Error::wrap))?;
+    let only = arguments.next().unwrap_or_default();
     let began = Instant::now();
     let content = Content::read(&mut BufReader::new(File::open(&path)?))?;
     let options = LoadOptions {
@@ -45,6 +47,9 @@ fn main() -> Result<()> {
         Work::decode("decode_4_clamps", 4, true),
         Work::decode("decode_16_clamps", 16, true),
     ] {
+        if !work.name.starts_with(&only) {
+            continue;
+        }
         work.rate(&model)?;
         let rates = (0..repetitions)
             .map(|_| work.rate(&model))

@@ -7,8 +7,8 @@ use super::{pages, receive, saes::named};
 use crate::{
     error::Result,
     import::options::check_text,
-    registry::{FEATURES_MAX, FeatureRef, Registry, check_index},
-    store::{LabelPage, LabelRecord, LabelSearch, Match},
+    registry::{FEATURES_MAX, FeatureRef, Registry, check_index, search::LabelSearch},
+    store::{LabelPage, LabelRecord, SaeFilter},
 };
 
 const SEARCH_PAGE_SIZE: u32 = 20;
@@ -17,9 +17,6 @@ const QUERY_LEN_MAX: usize = 500;
 const SOURCE_LEN_MAX: usize = 200;
 /// Largest label file: 50 million labels of 100 bytes.
 const LABEL_FILE_LEN_MAX: u64 = 8 << 30;
-
-/// Where a search stopped: kind of match, and its last label's text and key.
-type SearchCursor = (usize, Option<(String, i64)>);
 
 pub(super) async fn search(
     registry: &Registry,
@@ -30,56 +27,45 @@ pub(super) async fn search(
         sae_id,
         page_size,
         page_token,
+        model_id,
+        hook_name,
+        source,
     } = request;
     check_text(&query, "query", QUERY_LEN_MAX)?;
-    let folded = query.trim().to_lowercase();
-    if folded.is_empty() {
+    check_text(&source, "source", SOURCE_LEN_MAX)?;
+    let text = query.trim().to_lowercase();
+    if text.is_empty() {
         return Err(Invalid::field("query", "is required").into());
     }
-    let size = pages::page_size(page_size, SEARCH_PAGE_SIZE)? as usize;
-    let sae = if sae_id.is_empty() {
+    let size = pages::page_size(page_size, SEARCH_PAGE_SIZE)?;
+    let key = if sae_id.is_empty() {
         None
     } else {
         Some(registry.sae(&sae_id).await?.key)
     };
-    let scope = format!("search {folded} in {sae:?}");
-    let (first_kind, mut after): SearchCursor =
-        pages::decode(&scope, &page_token)?.unwrap_or_default();
-    let mut found: Vec<(usize, LabelRecord)> = Vec::new();
-    for (number, kind) in Match::ALL.into_iter().enumerate().skip(first_kind) {
-        // One more than fits says whether there is another page.
-        let limit = u32::try_from(size + 1 - found.len()).unwrap_or(0);
-        let cursor = after.take();
-        let after = cursor.as_ref().map(|(folded, key)| (folded.as_str(), *key));
-        let labels = registry
-            .search_labels(LabelSearch {
-                query: &folded,
-                sae,
-                kind,
-                after,
-                limit,
-            })
-            .await?;
-        found.extend(labels.into_iter().map(|label| (number, label)));
-        if found.len() > size {
-            break;
-        }
-    }
-    let more = found.len() > size;
-    found.truncate(size);
-    let next_page_token = match found.last() {
-        Some((kind, label)) if more => {
-            pages::encode(&scope, &(kind, Some((&label.folded, label.key))))
-        }
-        _ => String::new(),
-    };
-    let features = found
-        .into_iter()
-        .map(|(_, label)| label.into_wire())
-        .collect();
+    let scope = format!("search {text:?} in {key:?} {model_id:?} {hook_name:?} from {source:?}");
+    let some = |text: String| Some(text).filter(|text| !text.is_empty());
+    let found = registry
+        .search_labels(LabelSearch {
+            text,
+            saes: SaeFilter {
+                key,
+                model_id: some(model_id),
+                hook_name: some(hook_name),
+            },
+            source: some(source),
+            behind: pages::decode(&scope, &page_token)?,
+            limit: size as usize,
+        })
+        .await?;
+    let next_page_token = found.next.map(|place| pages::encode(&scope, &place));
     Ok(v1::SearchFeaturesResponse {
-        features,
-        next_page_token,
+        features: found
+            .labels
+            .into_iter()
+            .map(LabelRecord::into_wire)
+            .collect(),
+        next_page_token: next_page_token.unwrap_or_default(),
     })
 }
 

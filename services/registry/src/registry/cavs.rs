@@ -4,8 +4,9 @@ use std::{fs::File, sync::Arc};
 
 use steering_proto::Invalid;
 
-use super::{Registry, nearest, saes::blocking};
+use super::{Registry, nearest};
 use crate::{
+    blocking::blocking,
     cavs::{self, CavContext, CavFile, parse_address},
     error::{Error, Result},
     format::SourceFile,
@@ -50,6 +51,12 @@ impl Registry {
         let mut found = self.store.cavs_at(&parsed).await?.into_iter();
         match (found.next(), found.next()) {
             (Some(_), Some(_)) if parsed.digest_prefix.is_some() => Err(ambiguous(address)),
+            (Some(cav), _) if cavs::numbers_digest(&cav) != cav.digest => {
+                let CavRecord { name, digest, .. } = cav;
+                let text =
+                    format!("CAV {name}@{digest}: its numbers are not those it was stored with");
+                Err(Error::DataLoss(text))
+            }
             (Some(cav), _) => Ok(cav),
             (None, _) => Err(self.cav_not_found(&parsed, address).await?),
         }

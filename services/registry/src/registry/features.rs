@@ -9,7 +9,7 @@ use crate::{
     canonical::FeatureNumbers,
     error::{Error, Result},
     serve::SEND_BYTES_MAX,
-    store::{FeatureNotes, LabelPage, LabelRecord, LabelSearch, SaeRecord},
+    store::{FeatureNotes, LabelPage, LabelRecord, SaeRecord},
 };
 
 /// Most features of one request.
@@ -84,10 +84,7 @@ impl Registry {
         for Group { sae, wanted } in groups.into_values() {
             let indices: Vec<u32> = wanted.iter().map(|&(_, index, _)| index).collect();
             let notes = self.store.feature_notes(sae.key, &indices).await?;
-            let numbers = self
-                .vectors
-                .read(&sae.digest, &sae.layout, &indices)
-                .await?;
+            let numbers = self.numbers(&sae, &indices).await?;
             for ((position, index, label), numbers) in wanted.into_iter().zip(numbers) {
                 let mut notes = notes.get(&index).cloned().unwrap_or_default();
                 // The name it was asked for by, rather than its best one.
@@ -99,6 +96,18 @@ impl Registry {
             .into_iter()
             .collect::<Option<Vec<_>>>()
             .ok_or_else(|| Error::DataLoss("a feature is missing".to_owned()))
+    }
+
+    /// Directions of an SAE's features, in the order asked for.
+    pub(super) async fn numbers(
+        &self,
+        sae: &SaeRecord,
+        indices: &[u32],
+    ) -> Result<Vec<FeatureNumbers>> {
+        match self.vectors.read(&sae.digest, &sae.layout, indices).await {
+            Err(error) => Err(self.unreadable(sae, error).await),
+            numbers => numbers,
+        }
     }
 
     /// Looks every reference up, grouped by the name of the SAE.
@@ -189,11 +198,6 @@ impl Registry {
             label: label.to_owned(),
             nearest: nearest(label, names),
         })
-    }
-
-    /// One page of labels of one kind of match.
-    pub async fn search_labels(&self, search: LabelSearch<'_>) -> Result<Vec<LabelRecord>> {
-        self.store.search_labels(search).await
     }
 
     /// One page of labels by feature.

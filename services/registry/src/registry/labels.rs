@@ -8,6 +8,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::Registry;
 use crate::{
+    blocking::blocking,
     error::{Error, Result},
     format::FormatError,
     labels::{LabelContext, LabelFormat, read_labels},
@@ -31,7 +32,7 @@ impl Registry {
             source: source.to_owned(),
         };
         let in_file = |error| Error::file("chunk", error);
-        let (file, format) = super::saes::blocking(move || {
+        let (file, format) = blocking(move || {
             file.rewind()?;
             let format = LabelFormat::detect(&file).map_err(in_file)?;
             file.rewind()?;

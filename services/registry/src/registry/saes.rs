@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::Registry;
 use crate::{
+    blocking::blocking,
     canonical::Layout,
     error::{Error, Result},
     format::FormatError,
@@ -110,7 +111,7 @@ impl Registry {
             label_count: 0,
         };
         drop(opened.upload);
-        let record = self.make_visible(&staged, &record).await?;
+        let record = self.make_visible(staged, &record).await?;
         let total_ms = started.elapsed().as_millis();
         tracing::info!(
             sae = record.name,
@@ -223,7 +224,7 @@ impl Registry {
             narrow(source.encoder.features())?,
         );
         let described = (layout, source.normalization, source.format);
-        let mut writer = self.vectors.writer().await?;
+        let mut writer = self.vectors.writer()?;
         let (sender, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_WAITING_MAX);
         let (scale, converting) = (resolved.scale, Arc::clone(progress));
         let conversion = tokio::task::spawn_blocking(move || {
@@ -249,10 +250,7 @@ impl Registry {
             .map_err(|error| Error::Storage(Box::new(error)))?;
         // A storage error is the cause of the conversion's end, not the other way round.
         let outcome = written.and_then(|()| converted.map_err(|error| Error::file(field, error)));
-        if let Err(error) = outcome {
-            writer.abort().await;
-            return Err(error);
-        }
+        outcome?;
         let _ = progress.report("storing", 0, layout.file_len());
         let started = Instant::now();
         let staged = writer.finish().await?;
@@ -260,14 +258,27 @@ impl Registry {
         Ok((described, staged))
     }
 
-    async fn make_visible(&self, staged: &StagedObject, record: &SaeRecord) -> Result<SaeRecord> {
-        let _objects = self.objects.lock().await;
+    async fn make_visible(&self, staged: StagedObject, record: &SaeRecord) -> Result<SaeRecord> {
+        // An upload takes long, and what nobody has named yet stays in a bucket for a while.
+        if self.vectors.keeps_unnamed() {
+            self.vectors.publish(staged).await?;
+            let _here = self.objects.lock().await;
+            let _everywhere = self.store.lock_objects().await?;
+            return self.name(record).await;
+        }
+        let _here = self.objects.lock().await;
+        let _everywhere = self.store.lock_objects().await?;
         self.vectors.publish(staged).await?;
+        self.name(record).await
+    }
+
+    /// Gives an object that is visible a name; removes it if that fails.
+    async fn name(&self, record: &SaeRecord) -> Result<SaeRecord> {
         match self.store.add_sae(record).await {
             Ok(record) => Ok(record),
             Err(error) => {
-                if !self.store.has_digest(&staged.digest).await.unwrap_or(true) {
-                    self.vectors.delete(&staged.digest).await?;
+                if !self.store.has_digest(&record.digest).await.unwrap_or(true) {
+                    self.vectors.delete(&record.digest).await?;
                 }
                 Err(error)
             }
@@ -281,20 +292,12 @@ impl Registry {
 
     /// Removes an SAE, its labels, and its directions if no other SAE has the same.
     pub async fn delete_sae(&self, sae_id: &str) -> Result<()> {
-        let _objects = self.objects.lock().await;
+        let _here = self.objects.lock().await;
+        let _everywhere = self.store.lock_objects().await?;
         match self.store.remove_sae(sae_id).await? {
             None => Err(self.sae_not_found(sae_id).await?),
             Some((_, true)) => Ok(()),
             Some((digest, false)) => self.vectors.delete(&digest).await,
         }
     }
-}
-
-/// Runs work that blocks on a thread for such work.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| Error::Storage(Box::new(error)))?
 }

@@ -1,15 +1,17 @@
 //! Whole SAEs read at once: similar features, encoded activations.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, io, sync::Arc};
 
 use steering_proto::Invalid;
 use tokio::sync::SemaphorePermit;
 
-use super::{FeatureRef, Registry, saes::blocking};
+use super::{FeatureRef, Registry};
 use crate::{
+    blocking::blocking,
     error::{Error, Result},
     scan::{self, Encoded, Input, Neighbour, Query, SaeFile},
     store::SaeRecord,
+    vectors::is_damage,
 };
 
 /// Scans at once; each uses all cores.
@@ -52,23 +54,22 @@ impl Registry {
         let mut found = Vec::new();
         let mut compared = 0;
         for sae in saes {
-            let file = self.open_sae(&sae)?;
             let direction = direction.clone();
             let except = except.as_ref().filter(|(digest, _)| *digest == sae.digest);
             let except = except.map(|&(_, index)| index);
-            let neighbours = blocking(move || {
+            let neighbours = self.scan(&sae, move |file| {
                 let query = Query {
                     direction: &direction,
                     except,
                     top_k,
                 };
-                Ok(scan::similar(&file, query)?)
+                scan::similar(file, query)
             });
+            let neighbours = neighbours.await?;
             compared += u64::from(sae.layout.d_sae) - u64::from(except.is_some());
             let sae = Arc::new(sae);
             found.extend(
                 neighbours
-                    .await?
                     .into_iter()
                     .map(|neighbour| (sae.clone(), neighbour)),
             );
@@ -89,10 +90,7 @@ impl Registry {
             SimilarQuery::Feature(reference) => {
                 let located = self.locate_feature(reference).await;
                 let (sae, index) = located.map_err(in_feature)?;
-                let read = self
-                    .vectors
-                    .read(&sae.digest, &sae.layout, &[index])
-                    .await?;
+                let read = self.numbers(&sae, &[index]).await?;
                 let decoder = read.into_iter().next().map(|numbers| numbers.decoder);
                 let decoder =
                     decoder.ok_or_else(|| Error::DataLoss("a feature is missing".to_owned()))?;
@@ -161,18 +159,17 @@ impl Registry {
         activations: Vec<f32>,
         top_k: usize,
     ) -> Result<(Vec<Encoded>, HashMap<u32, String>)> {
-        let file = self.open_sae(sae)?;
         let normalization = sae.normalization;
         let permit = self.scan_permit().await?;
-        let encoded = blocking(move || {
+        let encoded = self.scan(sae, move |file| {
             let input = Input {
                 activations: &activations,
                 normalization,
                 top_k,
             };
-            Ok(scan::encode(&file, input)?)
-        })
-        .await?;
+            scan::encode(file, input)
+        });
+        let encoded = encoded.await?;
         drop(permit);
         let found = encoded.iter().flat_map(|row| &row.features);
         let mut indices: Vec<u32> = found.map(|(index, _)| *index).collect();
@@ -189,11 +186,32 @@ impl Registry {
         Ok((encoded, labels))
     }
 
-    fn open_sae(&self, sae: &SaeRecord) -> Result<SaeFile> {
-        Ok(SaeFile {
-            file: self.vectors.open(&sae.digest)?,
-            layout: sae.layout,
-        })
+    /// Reads all of an SAE. What is damaged in a cache only is fetched and read once more.
+    async fn scan<T: Send + 'static>(
+        &self,
+        sae: &SaeRecord,
+        work: impl Fn(&SaeFile) -> io::Result<T> + Send + Sync + 'static,
+    ) -> Result<T> {
+        let work = Arc::new(work);
+        let layout = sae.layout;
+        let mut first = true;
+        loop {
+            let object = match self.vectors.whole(&sae.digest, &layout).await {
+                Err(error) => return Err(self.unreadable(sae, error).await),
+                Ok(object) => object,
+            };
+            let file = SaeFile { object, layout };
+            let work = Arc::clone(&work);
+            match blocking(move || Ok(work(&file))).await? {
+                Err(error)
+                    if first && is_damage(&error) && self.vectors.refetch(&sae.digest)? =>
+                {
+                    first = false;
+                }
+                Err(error) => return Err(self.unreadable(sae, error.into()).await),
+                Ok(found) => return Ok(found),
+            }
+        }
     }
 
     async fn scan_permit(&self) -> Result<SemaphorePermit<'_>> {

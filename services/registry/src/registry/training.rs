@@ -16,8 +16,9 @@ use steering_proto::{
 };
 use tokio::sync::SemaphorePermit;
 
-use super::{Registry, saes::blocking};
+use super::Registry;
 use crate::{
+    blocking::blocking,
     cavs::{CavContext, check_name, record},
     concept::{self, Concept, EXAMPLES_MIN, Examples, Failure, Method, Training},
     error::{Error, Result},

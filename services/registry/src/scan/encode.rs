@@ -57,8 +57,8 @@ pub fn encode(sae: &SaeFile, input: Input<'_>) -> io::Result<Vec<Encoded>> {
     let states = sae.visit(BLOCK_BYTES, |state: &mut State, block| {
         let first = block.start;
         let [encoder, scalars] = sae.layout.encoder_ranges(block);
-        let rows = state.encoder.read(&sae.file, &encoder)?;
-        let scalars = state.scalars.read(&sae.file, &scalars)?;
+        let rows = state.encoder.read(&sae.object, &encoder)?;
+        let scalars = state.scalars.read(&sae.object, &scalars)?;
         let rows =
             ArrayView2::from_shape((rows.len() / width, width), rows).map_err(io::Error::other)?;
         let features = rows.nrows();

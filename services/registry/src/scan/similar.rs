@@ -43,7 +43,7 @@ pub fn similar(sae: &SaeFile, query: Query<'_>) -> io::Result<Vec<Neighbour>> {
     let states = sae.visit(BLOCK_BYTES, |state: &mut State, block| {
         let first = block.start;
         let bytes = sae.layout.decoder_range(block);
-        let rows = state.buffer.read(&sae.file, &bytes)?;
+        let rows = state.buffer.read(&sae.object, &bytes)?;
         let top = state.top.get_or_insert_with(|| Top::new(query.top_k));
         for (index, row) in (first..).zip(rows.chunks_exact(width)) {
             let (product, square) = sums(query.direction, row);

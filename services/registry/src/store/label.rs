@@ -50,6 +50,8 @@ pub enum EvidenceValue {
 pub struct LabelRecord {
     /// Key in the store, growing with every label.
     pub key: i64,
+    /// Key of the SAE.
+    pub sae: i64,
     /// Name of the SAE.
     pub sae_id: String,
     /// The feature.

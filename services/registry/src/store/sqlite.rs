@@ -4,24 +4,36 @@
 mod cavs;
 mod labels;
 mod saes;
+mod search;
+mod upkeep;
+mod words;
 
 use std::{collections::HashMap, path::Path, time::Duration};
 
 use sqlx::{
-    SqlitePool,
+    Connection, SqlitePool,
+    migrate::Migrator,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tonic::async_trait;
 
 use super::{
     CavAddress, CavRecord, FeatureNotes, LabelBatches, LabelCounts, LabelPage, LabelRecord,
-    LabelSearch, SaeRecord, Store,
+    LabelTexts, ObjectsLock, Posting, SaeFilter, SaeRecord, Store,
 };
 use crate::error::Result;
 
 const READERS_MAX: u32 = 8;
 /// How long a write waits for another one.
 const WRITE_WAIT: Duration = Duration::from_secs(30);
+/// How long SQLite waits for another process.
+const BUSY_WAIT: Duration = Duration::from_secs(10);
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+/// Pages kept by the writer, in KiB (as SQLite counts what is negative): a large import
+/// changes pages of its indexes many times and should write them once.
+const WRITER_CACHE: &str = "-131072";
+/// Pages kept by each reader: the inner pages of all indexes.
+const READER_CACHE: &str = "-16384";
 
 /// Metadata in an SQLite file.
 #[derive(Debug, Clone)]
@@ -40,19 +52,27 @@ impl SqliteStore {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(10));
+            .busy_timeout(BUSY_WAIT);
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(WRITE_WAIT)
-            .connect_with(options.clone())
+            // After a commit for which the disk had no room, SQLite has left the transaction
+            // and sqlx has not: such a connection never writes again.
+            .before_acquire(|connection, _| {
+                let usable = !connection.is_in_transaction();
+                Box::pin(async move { Ok(usable) })
+            })
+            .connect_with(options.clone().pragma("cache_size", WRITER_CACHE))
             .await?;
-        sqlx::migrate!("migrations/sqlite").run(&writer).await?;
+        MIGRATIONS.run(&writer).await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
             .min_connections(1)
-            .connect_with(options.read_only(true))
+            .connect_with(options.read_only(true).pragma("cache_size", READER_CACHE))
             .await?;
-        Ok(Self { writer, readers })
+        let store = Self { writer, readers };
+        store.index_labels().await?;
+        Ok(store)
     }
 }
 
@@ -76,6 +96,11 @@ impl Store for SqliteStore {
 
     async fn has_digest(&self, digest: &str) -> Result<bool> {
         self.find_digest(digest).await
+    }
+
+    async fn lock_objects(&self) -> Result<ObjectsLock> {
+        // No other process uses the file.
+        Ok(Box::new(()))
     }
 
     async fn add_labels(
@@ -105,8 +130,24 @@ impl Store for SqliteStore {
         self.find_candidates(sae, label).await
     }
 
-    async fn search_labels(&self, search: LabelSearch<'_>) -> Result<Vec<LabelRecord>> {
-        self.find_labels(search).await
+    async fn sae_keys(&self, filter: &SaeFilter) -> Result<Vec<i64>> {
+        self.find_sae_keys(filter).await
+    }
+
+    async fn labels_by_text(&self, texts: LabelTexts<'_>) -> Result<Vec<LabelRecord>> {
+        self.find_labels_by_text(texts).await
+    }
+
+    async fn labels_by_key(&self, keys: &[i64]) -> Result<Vec<LabelRecord>> {
+        self.find_labels_by_key(keys).await
+    }
+
+    async fn vocabulary(&self, after: i64, limit: u32) -> Result<Vec<(i64, String)>> {
+        self.find_vocabulary(after, limit).await
+    }
+
+    async fn postings(&self, saes: &[i64], words: &[i64]) -> Result<Vec<Posting>> {
+        self.find_postings(saes, words).await
     }
 
     async fn list_labels(&self, page: LabelPage<'_>) -> Result<Vec<LabelRecord>> {
@@ -133,13 +174,26 @@ impl Store for SqliteStore {
         self.find_cav_names(limit).await
     }
 
+    async fn cav_versions(&self, after: (&str, &str), limit: u32) -> Result<Vec<(String, String)>> {
+        self.page_of_versions(after, limit).await
+    }
+
+    async fn damage(&self) -> Result<Vec<String>> {
+        self.find_damage().await
+    }
+
+    async fn copy_to(&self, path: &Path) -> Result<()> {
+        self.write_copy(path).await
+    }
+
     async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
     }
 }
 
-/// The smallest text above every text that starts with `prefix`, for an index range.
-fn prefix_end(prefix: &str) -> String {
-    format!("{prefix}{}", char::MAX)
+/// A list as one value; `json_each` makes rows of it.
+fn json(values: &[impl serde::Serialize]) -> String {
+    // Numbers and texts always serialise.
+    serde_json::to_string(values).unwrap_or_default()
 }

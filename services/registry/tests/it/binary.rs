@@ -1,83 +1,15 @@
 //! The program itself: command line, signals, the hub's cache, sudden death.
 
-use std::{
-    collections::BTreeSet,
-    io::{BufRead, BufReader},
-    path::Path,
-    process::{Child, Command, ExitStatus, Stdio},
-    time::Duration,
-};
+use std::process::Command;
 
 use steering_proto::v1;
 use tonic::Code;
 
 use crate::{
     harness::{Client, by_index, import_with, options},
+    process::Process,
     sources::{D_SAE, value, write_npz},
 };
-
-/// A running `steer-registry`; killed when dropped.
-struct Process {
-    child: Child,
-    address: String,
-}
-
-impl Process {
-    /// Starts on a free port and waits for the line that names it.
-    fn start(data: &Path, environment: &[(&str, &str)], arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_steer-registry"))
-            .args([
-                "--data",
-                &data.display().to_string(),
-                "--listen",
-                "127.0.0.1:0",
-            ])
-            .args(arguments)
-            .env_remove("HF_TOKEN")
-            .envs(environment.iter().copied())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("start");
-        let mut lines = BufReader::new(child.stderr.take().expect("stderr")).lines();
-        let address = lines
-            .by_ref()
-            .map(|line| line.expect("line"))
-            .find_map(|line| {
-                line.strip_prefix("steer-registry listening on ")
-                    .map(str::to_owned)
-            })
-            .expect("a line that names the address");
-        // Whatever else it says must not fill the pipe.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, address }
-    }
-
-    async fn client(&self) -> Client {
-        Client::connect(format!("http://{}", self.address))
-            .await
-            .expect("connect")
-    }
-
-    async fn terminate(mut self) -> ExitStatus {
-        let pid = self.child.id().to_string();
-        let wait = tokio::task::spawn_blocking(move || {
-            Command::new("kill")
-                .args(["-TERM", &pid])
-                .status()
-                .expect("kill");
-            self.child.wait().expect("wait")
-        });
-        wait.await.expect("wait")
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Gone already after `terminate`.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[tokio::test]
 async fn sigterm_ends_it_with_success_and_nothing_is_lost() {
@@ -225,70 +157,4 @@ async fn an_unreachable_hub_is_told_as_such() {
         "{}",
         status.message()
     );
-}
-
-/// Killed at many instants of imports and label writes: what was acknowledged
-/// is there, whole; what was not is there whole or not at all.
-#[tokio::test]
-async fn sudden_death_loses_nothing_that_was_acknowledged() {
-    let data = tempfile::tempdir().expect("folder");
-    let files = tempfile::tempdir().expect("folder");
-    let mut acknowledged = Vec::new();
-    for trial in 0..12_usize {
-        let path = write_npz(files.path(), &format!("{trial}.npz"), trial);
-        let mut process = Process::start(data.path(), &[], &[]);
-        let mut client = process.client().await;
-        for &done in &acknowledged {
-            let request = v1::GetFeaturesRequest {
-                features: vec![by_index(&format!("sae-{done}"), 9)],
-            };
-            let feature = client
-                .get_features(request)
-                .await
-                .expect("acknowledged")
-                .into_inner();
-            assert_eq!(feature.features[0].decoder[5], value(done + 2, 9, 5));
-        }
-        let name = format!("sae-{trial}");
-        // The first and the last are let finish, however slow the machine.
-        let patience = if matches!(trial, 0 | 11) {
-            Duration::from_secs(60)
-        } else {
-            Duration::from_millis(trial as u64 * 2)
-        };
-        let import =
-            tokio::time::timeout(patience, import_with(&mut client, &path, options(&name)));
-        if import.await.is_ok_and(|result| result.is_ok()) {
-            acknowledged.push(trial);
-        }
-        process.child.kill().expect("kill -9");
-        process.child.wait().expect("wait");
-    }
-    let process = Process::start(data.path(), &[], &[]);
-    let listed = process
-        .client()
-        .await
-        .list_saes(v1::ListSaesRequest::default())
-        .await
-        .expect("list");
-    let saes = listed.into_inner().saes;
-    assert!(
-        saes.len() >= acknowledged.len() && !acknowledged.is_empty(),
-        "{acknowledged:?}"
-    );
-    let objects = std::fs::read_dir(data.path().join("objects/saes"))
-        .expect("objects")
-        .count();
-    let digests: BTreeSet<_> = saes.iter().map(|sae| &sae.digest).collect();
-    assert_eq!(objects, digests.len());
-    for sae in saes {
-        let all = (0..sae.d_sae).map(|i| by_index(&sae.sae_id, i)).collect();
-        let request = v1::GetFeaturesRequest { features: all };
-        process
-            .client()
-            .await
-            .get_features(request)
-            .await
-            .expect("whole");
-    }
 }

@@ -5,7 +5,7 @@ use tonic::Code;
 
 use crate::harness::{HOOK, MODEL, Server, field};
 
-fn create(name: &str, values: &[f32]) -> v1::CreateCavRequest {
+pub(crate) fn create(name: &str, values: &[f32]) -> v1::CreateCavRequest {
     let direction = v1::CavDirection {
         hook_name: HOOK.to_owned(),
         vector: Some(v1::Vector {

@@ -1,6 +1,9 @@
 //! A running registry and calls on it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use futures::StreamExt;
 use steering_proto::v1::{self, feature_registry_service_client::FeatureRegistryServiceClient};
@@ -10,16 +13,71 @@ use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tonic::{Status, transport::Channel};
 use tonic_types::StatusExt;
 
+use crate::database::Database;
+
 pub(crate) type Client = FeatureRegistryServiceClient<Channel>;
 
 pub(crate) const HOOK: &str = "blocks.1.hook_resid_post";
 pub(crate) const MODEL: &str = "test/model";
 
-/// A registry on its own folder.
+/// A folder with everything of a registry, and its database if that is elsewhere.
+pub(crate) struct Data {
+    folder: TempDir,
+    pub(crate) database: Option<Arc<Database>>,
+}
+
+impl Data {
+    pub(crate) async fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().expect("folder"),
+            database: Database::create().await.map(Arc::new),
+        }
+    }
+
+    /// In the folder alone, whatever servers there are.
+    pub(crate) fn in_folder(folder: TempDir) -> Self {
+        Self {
+            folder,
+            database: None,
+        }
+    }
+
+    /// For another registry over the same database; None where there is none.
+    pub(crate) fn beside(&self) -> Option<Self> {
+        Some(Self {
+            folder: tempfile::tempdir().expect("folder"),
+            database: Some(Arc::clone(self.database.as_ref()?)),
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        Config {
+            data: self.path().to_owned(),
+            task: None,
+            objects: None,
+            object_cache: None,
+            object_cache_bytes: 8 << 30,
+            database: self.database.as_ref().map(|database| database.url()),
+            database_connections: 4,
+            listen: String::new(),
+            import_roots: Vec::new(),
+            hub_allow: Vec::new(),
+            log: String::new(),
+            security: Default::default(),
+            operation: Default::default(),
+        }
+    }
+}
+
+/// A registry on its own data.
 pub(crate) struct Server {
     pub(crate) client: Client,
     pub(crate) channel: Channel,
-    pub(crate) data: TempDir,
+    pub(crate) data: Data,
     running: Running,
 }
 
@@ -30,20 +88,15 @@ struct Running {
 
 impl Server {
     pub(crate) async fn start() -> Self {
-        Self::start_with(tempfile::tempdir().expect("folder"), Vec::new()).await
+        Self::start_with(Data::new().await, Vec::new()).await
     }
 
-    pub(crate) async fn start_with(data: TempDir, import_roots: Vec<PathBuf>) -> Self {
+    pub(crate) async fn start_with(data: Data, import_roots: Vec<PathBuf>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
         let address = listener.local_addr().expect("address");
         let config = Config {
-            data: data.path().to_owned(),
-            listen: String::new(),
             import_roots,
-            hub_allow: Vec::new(),
-            log: String::new(),
-            security: Default::default(),
-            operation: Default::default(),
+            ..data.config()
         };
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(steering_registry::run(config, listener, async {
@@ -60,8 +113,8 @@ impl Server {
         }
     }
 
-    /// Stops in an orderly way and gives the folder back.
-    pub(crate) async fn stop(self) -> TempDir {
+    /// Stops in an orderly way and gives the data back.
+    pub(crate) async fn stop(self) -> Data {
         let Self {
             client,
             channel,
@@ -129,6 +182,18 @@ impl Server {
         Ok(response.into_inner().cavs)
     }
 
+    /// Labels that match a text, on one page of up to 1000.
+    pub(crate) async fn search(&mut self, query: &str) -> Result<Vec<v1::FeatureLabel>, Status> {
+        let request = v1::SearchFeaturesRequest {
+            query: query.to_owned(),
+            page_size: 1000,
+            ..v1::SearchFeaturesRequest::default()
+        };
+        let page = self.client.search_features(request).await?.into_inner();
+        assert!(page.next_page_token.is_empty(), "one page");
+        Ok(page.features)
+    }
+
     pub(crate) async fn features(
         &mut self,
         features: Vec<v1::FeatureRef>,
@@ -160,7 +225,7 @@ impl Server {
         saes.into_iter().map(|sae| sae.sae_id).collect()
     }
 
-    /// All files below `objects` and `staging`.
+    /// All files below `objects` and `staging`, but for checksums.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let mut files = Vec::new();
         let mut folders = vec![
@@ -170,6 +235,9 @@ impl Server {
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(folder).into_iter().flatten() {
                 let path = entry.expect("entry").path();
+                if path.ends_with("objects/sums") {
+                    continue;
+                }
                 if path.is_dir() {
                     folders.push(path);
                 } else {
@@ -206,7 +274,7 @@ pub(crate) async fn import_with(
             return Ok(sae);
         }
     }
-    panic!("the stream ended without an SAE");
+    Err(Status::unknown("the stream ended without an SAE"))
 }
 
 pub(crate) fn by_index(sae_id: &str, index: u32) -> v1::FeatureRef {

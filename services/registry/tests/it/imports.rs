@@ -7,7 +7,7 @@ use steering_proto::v1;
 use tonic::{Code, Status};
 
 use crate::{
-    harness::{Client, MODEL, Server, by_index, field, import_with, options},
+    harness::{Client, Data, MODEL, Server, by_index, field, import_with, options},
     sources::{D_IN, D_SAE, gemma_scope, npz, safetensors, value, write_npz},
 };
 
@@ -253,7 +253,7 @@ async fn paths_outside_the_roots_are_refused() {
     let path = write_npz(outside.path(), "a.npz", 0);
     let inside = write_npz(root.path(), "a.npz", 0);
     std::os::unix::fs::symlink(&path, root.path().join("link.npz")).expect("link");
-    let data = tempfile::tempdir().expect("folder");
+    let data = Data::new().await;
     let mut server = Server::start_with(data, vec![root.path().to_owned()]).await;
     let sneaky = root
         .path()

@@ -131,16 +131,8 @@ async fn one_process_at_a_time_uses_a_folder() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await
         .expect("port");
-    let config = steering_registry::Config {
-        data: server.data.path().to_owned(),
-        listen: String::new(),
-        import_roots: Vec::new(),
-        hub_allow: Vec::new(),
-        log: String::new(),
-        security: Default::default(),
-        operation: Default::default(),
-    };
-    let second = steering_registry::run(config, listener, std::future::pending()).await;
+    let second =
+        steering_registry::run(server.data.config(), listener, std::future::pending()).await;
     assert!(
         second
             .expect_err("locked")

@@ -2,25 +2,17 @@
 
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
-use super::{SqliteStore, prefix_end};
+use super::{SqliteStore, json};
 use crate::{
-    error::{Error, Result},
-    store::{CavAddress, CavDirectionRecord, CavRecord},
+    error::Result,
+    store::{
+        CavAddress, CavRecord,
+        rows::{
+            CAV_COLUMNS, CavRow, DirectionRow, cav_records, prefix_end, same_model, training_text,
+            vector_bytes,
+        },
+    },
 };
-
-#[derive(Debug, sqlx::FromRow)]
-struct Row {
-    id: i64,
-    name: String,
-    digest: String,
-    model_id: String,
-    origin: String,
-    created_at_ms: i64,
-    training: Option<String>,
-}
-
-const COLUMNS: &str =
-    "SELECT id, name, digest, model_id, origin, created_at_ms, training FROM cavs ";
 
 impl SqliteStore {
     pub(super) async fn insert_cavs(&self, cavs: &[CavRecord]) -> Result<Vec<CavRecord>> {
@@ -29,8 +21,9 @@ impl SqliteStore {
         for cav in cavs {
             stored.push(store(&mut transaction, cav).await?);
         }
+        let records = complete(&mut transaction, stored, false).await?;
         transaction.commit().await?;
-        Ok(stored)
+        Ok(records)
     }
 
     pub(super) async fn page_of_cavs(
@@ -39,7 +32,7 @@ impl SqliteStore {
         after: &str,
         limit: u32,
     ) -> Result<Vec<CavRecord>> {
-        let mut query = QueryBuilder::<Sqlite>::new(COLUMNS);
+        let mut query = select();
         query.push("WHERE name > ").push_bind(after);
         query.push(" AND name >= ").push_bind(prefix);
         query.push(" AND name < ").push_bind(prefix_end(prefix));
@@ -47,26 +40,24 @@ impl SqliteStore {
             " AND stored = (SELECT MAX(stored) FROM cavs newest WHERE newest.name = cavs.name)",
         );
         query.push(" ORDER BY name LIMIT ").push_bind(limit);
-        let rows: Vec<Row> = query.build_query_as().fetch_all(&self.readers).await?;
-        let mut cavs = Vec::with_capacity(rows.len());
-        let mut connection = self.readers.acquire().await?;
-        for row in rows {
-            cavs.push(complete(&mut connection, row, false).await?);
-        }
-        Ok(cavs)
+        self.cavs(query, false).await
     }
 
     pub(super) async fn find_cavs(&self, address: &CavAddress) -> Result<Vec<CavRecord>> {
-        let mut query = QueryBuilder::<Sqlite>::new(COLUMNS);
+        let mut query = select();
         push_address(&mut query, address);
         query.push(" ORDER BY stored DESC LIMIT 2");
-        let rows: Vec<Row> = query.build_query_as().fetch_all(&self.readers).await?;
-        let mut cavs = Vec::with_capacity(rows.len());
+        self.cavs(query, true).await
+    }
+
+    async fn cavs(
+        &self,
+        mut query: QueryBuilder<Sqlite>,
+        with_numbers: bool,
+    ) -> Result<Vec<CavRecord>> {
         let mut connection = self.readers.acquire().await?;
-        for row in rows {
-            cavs.push(complete(&mut connection, row, true).await?);
-        }
-        Ok(cavs)
+        let rows = query.build_query_as().fetch_all(&mut *connection).await?;
+        complete(&mut connection, rows, with_numbers).await
     }
 
     pub(super) async fn delete_cavs(&self, address: &CavAddress) -> Result<u32> {
@@ -86,6 +77,12 @@ impl SqliteStore {
     }
 }
 
+fn select() -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new("SELECT ");
+    query.push(CAV_COLUMNS).push(" FROM cavs ");
+    query
+}
+
 fn push_address(query: &mut QueryBuilder<Sqlite>, address: &CavAddress) {
     query.push("WHERE name = ").push_bind(address.name.clone());
     if let Some(prefix) = &address.digest_prefix {
@@ -95,109 +92,58 @@ fn push_address(query: &mut QueryBuilder<Sqlite>, address: &CavAddress) {
 }
 
 /// Adds a version, or makes the same one the newest again.
-async fn store(connection: &mut SqliteConnection, cav: &CavRecord) -> Result<CavRecord> {
-    let CavRecord {
-        name,
-        digest,
-        model_id,
-        origin,
-        created_at_ms,
-        directions,
-        training,
-    } = cav;
-    let training = training.as_ref().map(serde_json::to_string).transpose();
-    let training = training.map_err(|error| Error::Storage(Box::new(error)))?;
-    let row: Row = sqlx::query_as(
+async fn store(connection: &mut SqliteConnection, cav: &CavRecord) -> Result<CavRow> {
+    let mut insert = QueryBuilder::<Sqlite>::new(
         "INSERT INTO cavs (name, digest, model_id, origin, created_at_ms, training, stored) \
-         VALUES (?, ?, ?, ?, ?, ?, (SELECT COALESCE(MAX(stored), 0) + 1 FROM cavs)) \
-         ON CONFLICT (name, digest) DO UPDATE SET stored = excluded.stored, training = COALESCE(excluded.training, cavs.training) \
-         RETURNING id, name, digest, model_id, origin, created_at_ms, training",
-    )
-    .bind(name)
-    .bind(digest)
-    .bind(model_id)
-    .bind(origin)
-    .bind(created_at_ms)
-    .bind(training)
-    .fetch_one(&mut *connection)
-    .await?;
-    if row.model_id != *model_id {
-        return Err(Error::CavExists {
-            name: row.name,
-            stored_model_id: row.model_id,
-        });
-    }
-    for (position, direction) in (0_i64..).zip(directions) {
-        let vector: Vec<u8> = direction
-            .values
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect();
+         VALUES (",
+    );
+    let mut values = insert.separated(", ");
+    values
+        .push_bind(&cav.name)
+        .push_bind(&cav.digest)
+        .push_bind(&cav.model_id)
+        .push_bind(&cav.origin)
+        .push_bind(cav.created_at_ms)
+        .push_bind(training_text(cav)?)
+        .push("(SELECT COALESCE(MAX(stored), 0) + 1 FROM cavs)");
+    insert.push(
+        ") ON CONFLICT (name, digest) DO UPDATE SET stored = excluded.stored, \
+         training = COALESCE(excluded.training, cavs.training) RETURNING ",
+    );
+    insert.push(CAV_COLUMNS);
+    let row: CavRow = insert.build_query_as().fetch_one(&mut *connection).await?;
+    same_model(&row, cav)?;
+    for (position, direction) in (0_i64..).zip(&cav.directions) {
         sqlx::query(
-            "INSERT INTO cav_directions (cav, position, hook_name, width, norm, vector) VALUES (?, ?, ?, ?, ?, ?) \
-             ON CONFLICT DO NOTHING",
+            "INSERT INTO cav_directions (cav, position, hook_name, width, norm, vector) \
+             VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         )
         .bind(row.id)
         .bind(position)
         .bind(&direction.hook_name)
         .bind(direction.width)
         .bind(direction.norm)
-        .bind(vector)
+        .bind(vector_bytes(&direction.values))
         .execute(&mut *connection)
         .await?;
     }
-    complete(connection, row, false).await
+    Ok(row)
 }
 
+/// Adds the directions.
 async fn complete(
     connection: &mut SqliteConnection,
-    row: Row,
+    cavs: Vec<CavRow>,
     with_numbers: bool,
-) -> Result<CavRecord> {
-    let rows: Vec<(String, u32, f32, Vec<u8>)> = sqlx::query_as(
-        "SELECT hook_name, width, norm, CASE ? WHEN 1 THEN vector ELSE x'' END FROM cav_directions \
-         WHERE cav = ? ORDER BY position",
+) -> Result<Vec<CavRecord>> {
+    let ids: Vec<i64> = cavs.iter().map(|cav| cav.id).collect();
+    let directions: Vec<DirectionRow> = sqlx::query_as(
+        "SELECT cav, hook_name, width, norm, CASE ? WHEN 1 THEN vector ELSE x'' END AS vector \
+         FROM json_each(?) c CROSS JOIN cav_directions ON cav = c.value ORDER BY cav, position",
     )
     .bind(with_numbers)
-    .bind(row.id)
+    .bind(json(&ids))
     .fetch_all(connection)
     .await?;
-    let mut directions = Vec::with_capacity(rows.len());
-    for (hook_name, width, norm, bytes) in rows {
-        let (cells, rest) = bytes.as_chunks::<4>();
-        let values: Vec<f32> = cells.iter().map(|cell| f32::from_le_bytes(*cell)).collect();
-        if !rest.is_empty() || (with_numbers && values.len() as u64 != u64::from(width)) {
-            return Err(Error::DataLoss(format!(
-                "CAV {}@{} has a vector of the wrong length",
-                row.name, row.digest
-            )));
-        }
-        directions.push(CavDirectionRecord {
-            hook_name,
-            width,
-            norm,
-            values,
-        });
-    }
-    let Row {
-        id: _,
-        name,
-        digest,
-        model_id,
-        origin,
-        created_at_ms,
-        training,
-    } = row;
-    let training = training.map(|json| serde_json::from_str(&json)).transpose();
-    let training = training
-        .map_err(|error| Error::DataLoss(format!("CAV {name}@{digest}: its training: {error}")))?;
-    Ok(CavRecord {
-        name,
-        digest,
-        model_id,
-        origin,
-        created_at_ms,
-        directions,
-        training,
-    })
+    cav_records(cavs, directions, with_numbers)
 }

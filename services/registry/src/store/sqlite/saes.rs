@@ -1,46 +1,16 @@
 //! Table `saes`.
 
-use sqlx::{FromRow, Row, sqlite::SqliteRow};
+use sqlx::QueryBuilder;
 
 use super::SqliteStore;
 use crate::{
-    canonical::{Architecture, Layout, normalization_name, parse_normalization},
+    canonical::{Layout, normalization_name},
     error::{Error, Result},
-    store::SaeRecord,
+    store::{
+        SaeFilter, SaeRecord,
+        rows::{SAE_COLUMNS, SaeRow},
+    },
 };
-
-const COLUMNS: &str = "id, name, digest, hook_name, model_id, d_in, d_sae, architecture, \
-                       input_normalization, data_start, format, origin, created_at_ms, label_count";
-
-impl FromRow<'_, SqliteRow> for SaeRecord {
-    fn from_row(row: &SqliteRow) -> sqlx::Result<Self> {
-        let bad = |column: &str| sqlx::Error::Decode(format!("saes.{column} is not valid").into());
-        let architecture: String = row.try_get("architecture")?;
-        let normalization: String = row.try_get("input_normalization")?;
-        Ok(Self {
-            key: row.try_get("id")?,
-            name: row.try_get("name")?,
-            digest: row.try_get("digest")?,
-            hook_name: row.try_get("hook_name")?,
-            model_id: row.try_get("model_id")?,
-            layout: Layout {
-                architecture: Architecture::parse(&architecture)
-                    .ok_or_else(|| bad("architecture"))?,
-                d_in: row.try_get("d_in")?,
-                d_sae: row.try_get("d_sae")?,
-                data_start: u64::try_from(row.try_get::<i64, _>("data_start")?)
-                    .map_err(|_| bad("data_start"))?,
-            },
-            normalization: parse_normalization(&normalization)
-                .ok_or_else(|| bad("input_normalization"))?,
-            format: row.try_get("format")?,
-            origin: row.try_get("origin")?,
-            created_at_ms: row.try_get("created_at_ms")?,
-            label_count: u64::try_from(row.try_get::<i64, _>("label_count")?)
-                .map_err(|_| bad("label_count"))?,
-        })
-    }
-}
 
 impl SqliteStore {
     pub(super) async fn insert_sae(&self, sae: &SaeRecord) -> Result<SaeRecord> {
@@ -101,22 +71,41 @@ impl SqliteStore {
     }
 
     pub(super) async fn find_sae(&self, name: &str) -> Result<Option<SaeRecord>> {
-        let mut query = sqlx::QueryBuilder::new("SELECT ");
+        let mut query = QueryBuilder::new("SELECT ");
         query
-            .push(COLUMNS)
+            .push(SAE_COLUMNS)
             .push(" FROM saes WHERE name = ")
             .push_bind(name);
-        Ok(query.build_query_as().fetch_optional(&self.readers).await?)
+        let row: Option<SaeRow> = query.build_query_as().fetch_optional(&self.readers).await?;
+        row.map(SaeRow::into_record).transpose()
     }
 
     pub(super) async fn page_of_saes(&self, after: &str, limit: u32) -> Result<Vec<SaeRecord>> {
-        let mut query = sqlx::QueryBuilder::new("SELECT ");
+        let mut query = QueryBuilder::new("SELECT ");
         query
-            .push(COLUMNS)
+            .push(SAE_COLUMNS)
             .push(" FROM saes WHERE name > ")
             .push_bind(after);
         query.push(" ORDER BY name LIMIT ").push_bind(limit);
-        Ok(query.build_query_as().fetch_all(&self.readers).await?)
+        let rows: Vec<SaeRow> = query.build_query_as().fetch_all(&self.readers).await?;
+        rows.into_iter().map(SaeRow::into_record).collect()
+    }
+
+    pub(super) async fn find_sae_keys(&self, filter: &SaeFilter) -> Result<Vec<i64>> {
+        let SaeFilter {
+            key,
+            model_id,
+            hook_name,
+        } = filter;
+        Ok(sqlx::query_scalar(
+            "SELECT id FROM saes WHERE (?1 IS NULL OR id = ?1) \
+             AND (?2 IS NULL OR model_id = ?2) AND (?3 IS NULL OR hook_name = ?3) ORDER BY id",
+        )
+        .bind(key)
+        .bind(model_id)
+        .bind(hook_name)
+        .fetch_all(&self.readers)
+        .await?)
     }
 
     pub(super) async fn delete_sae(&self, name: &str) -> Result<Option<(String, bool)>> {

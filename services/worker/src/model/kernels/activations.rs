@@ -4,8 +4,8 @@
 pub(super) const TILE: usize = 256;
 
 /// A tile of a row, in whole cache lines.
-#[derive(Debug, Clone, Copy)]
-#[repr(align(64))]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
 pub(super) struct Tile(pub(super) [[f32; 8]; TILE / 8]);
 
 impl Tile {
@@ -35,11 +35,11 @@ impl Rows {
         Self { tiles, n_rows }
     }
 
-    /// All tiles of the only row.
+    /// The blocks of the only row.
     #[inline(always)]
-    pub(super) fn only_row(&self) -> &[Tile] {
+    pub(super) fn only_row(&self) -> &[[[f32; 8]; 4]] {
         debug_assert_eq!(self.n_rows, 1);
-        &self.tiles
+        bytemuck::cast_slice(&self.tiles)
     }
 
     /// A tile of every row from `first` on.

@@ -6,7 +6,7 @@ use super::{
     ALONE, Format, Weights,
     activations::{Rows, TILE, Tile},
     dispatch::{Kernel, dispatch},
-    formats::{self, BLOCK},
+    formats::{self, BLOCK, each_block},
     isa::Isa,
     total,
 };
@@ -17,6 +17,9 @@ const GROUP: usize = 4;
 const ROWS: usize = 3;
 /// Activation rows for which a tile is unpacked once.
 const CHUNK: usize = 48;
+/// Blocks of a tile.
+const PER_TILE: usize = TILE / BLOCK;
+
 /// `x · Wᵀ` for `x` of `m` rows and every matrix W of as many columns as `x`
 /// has; a result has `m` rows of `out_width`.
 ///
@@ -157,7 +160,7 @@ impl Columns<'_> {
 fn row_sums<F: formats::Format, I: Isa, const G: usize>(
     isa: I,
     weights: [&[u8]; G],
-    x: &[Tile],
+    x: &[[[f32; 8]; 4]],
 ) -> [I::Floats; G] {
     let mut sums = [isa.splat(0.0); G];
     let mut stored = [(&[][..], &[][..]); G];
@@ -165,18 +168,24 @@ fn row_sums<F: formats::Format, I: Isa, const G: usize>(
         *stored = F::stored(row);
     }
     let n = stored[0].0.len();
-    for i in 0..n {
-        for block in 0..F::BLOCKS {
-            let x = eights(x, i * F::BLOCKS + block);
-            for (sum, (stored, _)) in sums.iter_mut().zip(stored) {
-                for (w, x) in F::unpack(isa, &stored[i], block).into_iter().zip(x) {
-                    *sum = isa.fma(w, isa.floats(x), *sum);
-                }
-            }
-        }
+    let (whole, rest) = x.split_at(n * F::BLOCKS);
+    let mut pieces = [&[][..]; G];
+    for (pieces, (stored, _)) in pieces.iter_mut().zip(stored) {
+        *pieces = &stored[..n];
     }
-    if !stored[0].1.is_empty() {
-        let x = eights(x, n * F::BLOCKS);
+    for (i, x) in whole.chunks_exact(F::BLOCKS).enumerate() {
+        let mut scales = [F::scales(isa, &pieces[0][i]); G];
+        for g in 1..G {
+            scales[g] = F::scales(isa, &pieces[g][i]);
+        }
+        each_block!(F, BLOCK => for g in 0..G {
+            let w = F::unpack::<I, BLOCK>(isa, &pieces[g][i], &scales[g]);
+            for (w, x) in w.into_iter().zip(&x[BLOCK]) {
+                sums[g] = isa.fma(w, isa.floats(x), sums[g]);
+            }
+        });
+    }
+    if let (false, [x, ..]) = (stored[0].1.is_empty(), rest) {
         for (sum, (_, rest)) in sums.iter_mut().zip(stored) {
             for (w, x) in F::unpack_rest(isa, rest).into_iter().zip(x) {
                 *sum = isa.fma(w, isa.floats(x), *sum);
@@ -192,13 +201,6 @@ fn ahead(weights: &[u8], index: usize, len: usize) -> &[u8] {
     weights
         .get(index * len..(index + 1) * len)
         .unwrap_or_default()
-}
-
-/// A block of a row.
-#[inline(always)]
-fn eights(x: &[Tile], block: usize) -> &[[f32; 8]; 4] {
-    const PER_TILE: usize = TILE / BLOCK;
-    &x[block / PER_TILE].0.as_chunks().0[block % PER_TILE]
 }
 
 /// Adds the products of tiles of weights, `width` elements wide, with a tile of
@@ -244,25 +246,27 @@ pub(super) fn unpack<F: formats::Format>(
     tile: usize,
     unpacked: &mut Tile,
 ) {
-    let per_tile = TILE / BLOCK / F::BLOCKS;
+    let per_tile = PER_TILE / F::BLOCKS;
     let (stored, rest) = F::stored(row);
     let here = &stored[tile * per_tile..stored.len().min((tile + 1) * per_tile)];
-    let mut to = unpacked.0.as_chunks_mut::<4>().0.iter_mut();
-    for stored in here {
-        for (block, to) in (0..F::BLOCKS).zip(&mut to) {
-            for (to, w) in to.iter_mut().zip(F::unpack(isa, stored, block)) {
+    let blocks = unpacked.0.as_chunks_mut::<4>().0;
+    for (stored, to) in here.iter().zip(blocks.chunks_exact_mut(F::BLOCKS)) {
+        let scales = F::scales(isa, stored);
+        each_block!(F, BLOCK => {
+            for (to, w) in to[BLOCK].iter_mut().zip(F::unpack::<_, BLOCK>(isa, stored, &scales)) {
                 *to = isa.array(w);
             }
-        }
+        });
     }
+    let mut left = blocks[here.len() * F::BLOCKS..].iter_mut();
     if !rest.is_empty()
-        && let Some(to) = to.next()
+        && let Some(to) = left.next()
     {
         for (to, w) in to.iter_mut().zip(F::unpack_rest(isa, rest)) {
             *to = isa.array(w);
         }
     }
-    to.for_each(|to| *to = [[0.0; 8]; 4]);
+    left.for_each(|to| *to = [[0.0; 8]; 4]);
 }
 
 /// Adds the products of tiles of weights, `width` elements wide, and activations

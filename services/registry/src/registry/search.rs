@@ -1,0 +1,217 @@
+//! Labels by text: ranked, in pages, with bounded work.
+//!
+//! Texts and their beginnings are ranges of an index. For words, the vocabulary (all words
+//! of all labels, kept in memory) says which words are meant; lists of the labels that
+//! have them are intersected; and each label found is looked at once more, so that a list
+//! may name labels that are gone.
+
+mod lists;
+mod page;
+mod query;
+mod vocabulary;
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use self::{
+    lists::{AnyOf, in_all},
+    page::{EXAMINED_MAX, Page},
+    query::Query,
+    vocabulary::Vocabulary,
+};
+use super::Registry;
+use crate::{
+    error::Result,
+    store::{LabelRecord, LabelTexts, Posting, SaeFilter, Store},
+};
+
+pub use query::Match;
+pub(super) use vocabulary::SharedVocabulary;
+
+/// SAEs looked into at first, and how many times as many in each further step: a frequent
+/// word fills a page from the first few, a rare one takes few steps.
+const SAES_AT_FIRST: usize = 4;
+
+/// What to look for.
+#[derive(Debug, Clone)]
+pub struct LabelSearch {
+    /// Lower-case text.
+    pub text: String,
+    /// Where to look.
+    pub saes: SaeFilter,
+    /// Only labels of this source.
+    pub source: Option<String>,
+    /// Continue behind this place.
+    pub behind: Option<Place>,
+    /// Most labels to return.
+    pub limit: usize,
+}
+
+/// Where a search stopped: the label that it saw last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    kind: Match,
+    sae: i64,
+    folded: String,
+    key: i64,
+    /// Whether any label was found so far.
+    found: bool,
+}
+
+/// One page.
+#[derive(Debug)]
+pub struct FoundLabels {
+    /// Best first.
+    pub labels: Vec<LabelRecord>,
+    /// Where to continue; None at the end.
+    pub next: Option<Place>,
+}
+
+/// A search at work.
+struct Search<'a> {
+    store: &'a dyn Store,
+    query: Query,
+    /// Keys of SAEs, ascending.
+    saes: Vec<i64>,
+    page: Page,
+}
+
+impl Registry {
+    /// One page of labels, best first.
+    pub async fn search_labels(&self, search: LabelSearch) -> Result<FoundLabels> {
+        let mut work = Search {
+            store: &*self.store,
+            query: Query::new(&search.text),
+            saes: self.store.sae_keys(&search.saes).await?,
+            page: Page::new(&search),
+        };
+        let mut behind = search.behind;
+        let first = behind.as_ref().map_or(Match::Exact, |place| place.kind);
+        for kind in Match::ALL.into_iter().filter(|kind| *kind >= first) {
+            let behind = behind.take();
+            if kind == Match::Near && behind.is_none() && work.page.found() {
+                break;
+            }
+            match kind {
+                Match::Exact | Match::Prefix => work.by_text(kind, behind).await?,
+                Match::Words | Match::Part | Match::Near => {
+                    let vocabulary = self.vocabulary.get(&*self.store).await?;
+                    work.by_words(kind, behind, &vocabulary).await?;
+                }
+            }
+            if work.page.is_done() {
+                break;
+            }
+        }
+        Ok(work.page.into_found())
+    }
+}
+
+impl Search<'_> {
+    async fn by_text(&mut self, kind: Match, mut behind: Option<Place>) -> Result<()> {
+        // SAEs that were not begun yet.
+        let mut rest = match &behind {
+            Some(place) => self.saes.partition_point(|&sae| sae <= place.sae),
+            None => 0,
+        };
+        loop {
+            let within = behind.as_ref().map(|place| [place.sae]);
+            let limit = self.page.wanted();
+            let labels = self
+                .store
+                .labels_by_text(LabelTexts {
+                    saes: within.as_ref().map_or(&self.saes[rest..], |sae| &sae[..]),
+                    text: self.query.text(),
+                    exact: kind == Match::Exact,
+                    after: behind.as_ref().map(|place| (&*place.folded, place.key)),
+                    limit: u32::try_from(limit).unwrap_or(u32::MAX),
+                })
+                .await?;
+            let is_last = labels.len() < limit;
+            let last = labels.last().map(|label| self.page.place(kind, label));
+            for label in labels {
+                if self.page.offer(&self.query, kind, label) {
+                    return Ok(());
+                }
+            }
+            behind = match (is_last, within) {
+                (true, None) => return Ok(()),
+                (true, Some(_)) => None,
+                (false, _) => last,
+            };
+            if let Some(place) = &behind {
+                rest = self.saes.partition_point(|&sae| sae <= place.sae);
+            }
+        }
+    }
+
+    async fn by_words(
+        &mut self,
+        kind: Match,
+        behind: Option<Place>,
+        vocabulary: &Vocabulary,
+    ) -> Result<()> {
+        let Some(meant) = vocabulary.meant(kind, self.query.words()) else {
+            return Ok(());
+        };
+        let start = match &behind {
+            Some(place) => self.saes.partition_point(|&sae| sae < place.sae),
+            None => 0,
+        };
+        let saes = self.saes[start..].to_vec();
+        let (mut rest, mut size) = (saes.as_slice(), SAES_AT_FIRST);
+        while !rest.is_empty() {
+            let batch;
+            (batch, rest) = rest.split_at(size.min(rest.len()));
+            size *= SAES_AT_FIRST;
+            let mut keys = self
+                .having(batch, &meant, behind.as_ref())
+                .await?
+                .into_iter();
+            while keys.len() > 0 {
+                let chunk: Vec<i64> = keys.by_ref().take(self.page.wanted()).collect();
+                let labels = self.store.labels_by_key(&chunk).await?;
+                let mut labels: HashMap<i64, LabelRecord> =
+                    labels.into_iter().map(|label| (label.key, label)).collect();
+                for label in chunk.iter().filter_map(|key| labels.remove(key)) {
+                    if self.page.offer(&self.query, kind, label) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Keys of labels that have, for each list of words, one of its words; by SAE and key.
+    async fn having(
+        &self,
+        saes: &[i64],
+        meant: &[Vec<i64>],
+        behind: Option<&Place>,
+    ) -> Result<Vec<i64>> {
+        let mut words: Vec<i64> = meant.iter().flatten().copied().collect();
+        words.sort_unstable();
+        words.dedup();
+        let postings = self.store.postings(saes, &words).await?;
+        let mut lists: HashMap<(i64, i64), Vec<&Posting>> = HashMap::new();
+        for posting in &postings {
+            let key = (posting.sae, posting.word);
+            lists.entry(key).or_default().push(posting);
+        }
+        let mut found = Vec::new();
+        for &sae in saes {
+            let of_word = |word: &i64| lists.get(&(sae, *word)).into_iter().flatten().copied();
+            let mut any: Vec<AnyOf<'_>> = meant
+                .iter()
+                .map(|words| AnyOf::new(words.iter().flat_map(of_word)))
+                .collect();
+            let after = behind.filter(|place| place.sae == sae);
+            let after = after.map_or(0, |place| place.key);
+            // One more than may be looked at says that there are more.
+            in_all(&mut any, after, EXAMINED_MAX + 1, &mut found);
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,92 @@
+//! One page as it fills.
+
+use super::{FoundLabels, LabelSearch, Match, Place, Query};
+use crate::store::LabelRecord;
+
+/// Labels looked at for one page. A page that needs more is short.
+pub(super) const EXAMINED_MAX: usize = 2000;
+/// Fewest labels worth a question to the store.
+const ASKED_MIN: usize = 16;
+
+pub(super) struct Page {
+    limit: usize,
+    source: Option<String>,
+    labels: Vec<LabelRecord>,
+    /// Place of the last of `labels`.
+    last: Option<Place>,
+    examined: usize,
+    /// Whether pages before had labels.
+    found_before: bool,
+    next: Option<Place>,
+}
+
+impl Page {
+    pub(super) fn new(search: &LabelSearch) -> Self {
+        Self {
+            limit: search.limit,
+            source: search.source.clone(),
+            labels: Vec::new(),
+            last: None,
+            examined: 0,
+            found_before: search.behind.as_ref().is_some_and(|place| place.found),
+            next: None,
+        }
+    }
+
+    /// Whether any label was found, here or on pages before.
+    pub(super) fn found(&self) -> bool {
+        self.found_before || !self.labels.is_empty()
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// How many labels to ask the store for: one more than fits says whether there is
+    /// another page.
+    pub(super) fn wanted(&self) -> usize {
+        (self.limit + 1 - self.labels.len()).max(ASKED_MIN)
+    }
+
+    pub(super) fn place(&self, kind: Match, label: &LabelRecord) -> Place {
+        Place {
+            kind,
+            sae: label.sae,
+            folded: label.folded.clone(),
+            key: label.key,
+            found: self.found(),
+        }
+    }
+
+    /// Takes a label if it fits; says whether the page is done.
+    pub(super) fn offer(&mut self, query: &Query, kind: Match, label: LabelRecord) -> bool {
+        self.examined += 1;
+        let fits = !label.facts.candidate
+            && self
+                .source
+                .as_ref()
+                .is_none_or(|source| *source == label.source)
+            && query.best(&label.folded) == Some(kind);
+        if fits && self.labels.len() == self.limit {
+            self.next = self.last.take();
+            return true;
+        }
+        let mut place = self.place(kind, &label);
+        if fits {
+            place.found = true;
+            self.labels.push(label);
+            self.last = Some(place.clone());
+        }
+        if self.examined == EXAMINED_MAX {
+            self.next = Some(place);
+        }
+        self.is_done()
+    }
+
+    pub(super) fn into_found(self) -> FoundLabels {
+        FoundLabels {
+            labels: self.labels,
+            next: self.next,
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! All words of all labels, in memory: there are few, as labels repeat them.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::Mutex;
+
+use super::query::{Match, typos, typos_max};
+use crate::{error::Result, store::Store};
+
+/// Words held. Labels are not found by words beyond these.
+const WORDS_MAX: usize = 4 << 20;
+/// Words read at once.
+const WORDS_READ: u32 = 50_000;
+/// Words that one word of a query may mean: the first in the alphabet, those that it
+/// starts before others.
+const MEANT_MAX: usize = 500;
+
+/// The words, as far as they were read.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Vocabulary {
+    /// By text.
+    words: Vec<Word>,
+    /// Largest id.
+    last: i64,
+}
+
+#[derive(Debug, Clone)]
+struct Word {
+    text: Arc<str>,
+    id: i64,
+    letters: u64,
+}
+
+/// Which letters a word has, as bits; different letters may share one.
+fn letters(word: &str) -> u64 {
+    word.chars()
+        .fold(0, |bits, letter| bits | 1 << (u32::from(letter) & 63))
+}
+
+impl Vocabulary {
+    fn add(&mut self, words: Vec<(i64, String)>) {
+        self.words.extend(words.into_iter().map(|(id, text)| {
+            self.last = self.last.max(id);
+            Word {
+                letters: letters(&text),
+                text: text.into(),
+                id,
+            }
+        }));
+        // What was there is sorted already, which this makes use of.
+        self.words.sort_by(|a, b| a.text.cmp(&b.text));
+    }
+
+    /// For each word of a query, the ids of the words that it means. None if one means
+    /// nothing, or all mean no more than in better kinds of matches.
+    pub(super) fn meant(&self, kind: Match, asked: &[String]) -> Option<Vec<Vec<i64>>> {
+        let mut gains = kind == Match::Words;
+        let mut meant = Vec::with_capacity(asked.len());
+        for asked in asked {
+            let mut ids = self.starting(asked);
+            let others = match kind {
+                Match::Exact | Match::Prefix | Match::Words => Vec::new(),
+                Match::Part => self.containing(asked),
+                Match::Near => self.near(asked),
+            };
+            gains |= !others.is_empty();
+            ids.extend(others);
+            ids.truncate(MEANT_MAX);
+            if ids.is_empty() {
+                return None;
+            }
+            meant.push(ids);
+        }
+        (gains && !meant.is_empty()).then_some(meant)
+    }
+
+    fn starting(&self, asked: &str) -> Vec<i64> {
+        let start = self.words.partition_point(|word| &*word.text < asked);
+        self.words[start..]
+            .iter()
+            .take_while(|word| word.text.starts_with(asked))
+            .take(MEANT_MAX)
+            .map(|word| word.id)
+            .collect()
+    }
+
+    /// Words that contain it, but do not start with it.
+    fn containing(&self, asked: &str) -> Vec<i64> {
+        let wanted = letters(asked);
+        self.words
+            .iter()
+            .filter(|word| word.letters & wanted == wanted)
+            .filter(|word| !word.text.starts_with(asked) && Match::Part.means(asked, &word.text))
+            .take(MEANT_MAX)
+            .map(|word| word.id)
+            .collect()
+    }
+
+    /// Words with the fewest typing errors, if not too many; the word itself has none.
+    fn near(&self, asked: &str) -> Vec<i64> {
+        let most = typos_max(asked);
+        if most == 0 {
+            return Vec::new();
+        }
+        let wanted = letters(asked);
+        let found: Vec<(usize, i64)> = self
+            .words
+            .iter()
+            // A typing error changes two letters at most.
+            .filter(|word| (word.letters ^ wanted).count_ones() as usize <= 2 * most)
+            .filter(|word| word.text.len().abs_diff(asked.len()) <= 4 * most)
+            .filter_map(|word| Some((typos(asked, &word.text)?, word.id)))
+            .collect();
+        let fewest = found.iter().map(|&(typos, _)| typos).min();
+        found
+            .into_iter()
+            .filter(|&(typos, _)| Some(typos) == fewest && typos > 0)
+            .map(|(_, id)| id)
+            .collect()
+    }
+}
+
+/// The vocabulary that searches use, brought up to date by each.
+#[derive(Debug, Default)]
+pub(in crate::registry) struct SharedVocabulary {
+    current: RwLock<Arc<Vocabulary>>,
+    /// Held by who reads new words.
+    reading: Mutex<()>,
+}
+
+impl SharedVocabulary {
+    /// With all words that the store has now.
+    pub(super) async fn get(&self, store: &dyn Store) -> Result<Arc<Vocabulary>> {
+        let known = self.current();
+        if !Self::has_more(&known, store).await? {
+            return Ok(known);
+        }
+        let _reading = self.reading.lock().await;
+        let mut vocabulary = (*self.current()).clone();
+        while Self::has_more(&vocabulary, store).await? {
+            vocabulary.add(store.vocabulary(vocabulary.last, WORDS_READ).await?);
+        }
+        let vocabulary = Arc::new(vocabulary);
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&vocabulary);
+        Ok(vocabulary)
+    }
+
+    fn current(&self) -> Arc<Vocabulary> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn has_more(known: &Vocabulary, store: &dyn Store) -> Result<bool> {
+        Ok(known.words.len() < WORDS_MAX && !store.vocabulary(known.last, 1).await?.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_mean_what_they_start_contain_or_miss_by_a_letter() {
+        let mut vocabulary = Vocabulary::default();
+        let words = ["hockey", "ball", "baseball", "ballroom", "balls", "hookey"];
+        let ids = (1..).zip(words.map(str::to_owned));
+        vocabulary.add(ids.collect());
+        vocabulary.add(vec![(7, "ball's".to_owned())]);
+        let meant = |kind, asked: &str| vocabulary.meant(kind, &[asked.to_owned()]);
+        assert_eq!(meant(Match::Words, "ball"), Some(vec![vec![2, 7, 4, 5]]));
+        assert_eq!(meant(Match::Part, "ball"), Some(vec![vec![2, 7, 4, 5, 3]]));
+        assert_eq!(meant(Match::Part, "ba"), None, "no more than words");
+        assert_eq!(meant(Match::Words, "hokey"), None);
+        assert_eq!(meant(Match::Near, "hokey"), Some(vec![vec![1, 6]]));
+        assert_eq!(meant(Match::Near, "hoc"), None, "too short");
+        assert_eq!(meant(Match::Near, "xxxxx"), None);
+        let asked = ["ball".to_owned(), "hokey".to_owned()];
+        assert_eq!(
+            vocabulary
+                .meant(Match::Near, &asked)
+                .map(|meant| meant.len()),
+            Some(2)
+        );
+    }
+}

@@ -1,0 +1,130 @@
+//! Table `saes`.
+
+use sqlx::{Postgres, QueryBuilder};
+
+use super::PostgresStore;
+use crate::{
+    canonical::{Layout, normalization_name},
+    error::{Error, Result},
+    store::{
+        SaeFilter, SaeRecord,
+        rows::{SAE_COLUMNS, SaeRow},
+    },
+};
+
+impl PostgresStore {
+    pub(super) async fn insert_sae(&self, sae: &SaeRecord) -> Result<SaeRecord> {
+        let SaeRecord {
+            key: _,
+            name,
+            digest,
+            hook_name,
+            model_id,
+            layout:
+                Layout {
+                    architecture,
+                    d_in,
+                    d_sae,
+                    data_start,
+                },
+            normalization,
+            format,
+            origin,
+            created_at_ms,
+            label_count: _,
+        } = sae;
+        let key: Option<i64> = sqlx::query_scalar(
+            "INSERT INTO saes (name, digest, hook_name, model_id, d_in, d_sae, architecture, \
+             input_normalization, data_start, format, origin, created_at_ms) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
+             ON CONFLICT (name) DO NOTHING RETURNING id",
+        )
+        .bind(name)
+        .bind(digest)
+        .bind(hook_name)
+        .bind(model_id)
+        .bind(i64::from(*d_in))
+        .bind(i64::from(*d_sae))
+        .bind(architecture.as_str())
+        .bind(normalization_name(*normalization))
+        .bind(i64::try_from(*data_start).unwrap_or(i64::MAX))
+        .bind(format)
+        .bind(origin)
+        .bind(created_at_ms)
+        .fetch_optional(&self.pool)
+        .await?;
+        match key {
+            Some(key) => Ok(SaeRecord { key, ..sae.clone() }),
+            None => Err(Error::SaeExists {
+                sae_id: name.clone(),
+            }),
+        }
+    }
+
+    pub(super) async fn find_sae(&self, name: &str) -> Result<Option<SaeRecord>> {
+        let mut query = QueryBuilder::<Postgres>::new("SELECT ");
+        query
+            .push(SAE_COLUMNS)
+            .push(" FROM saes WHERE name = ")
+            .push_bind(name);
+        let row: Option<SaeRow> = query.build_query_as().fetch_optional(&self.pool).await?;
+        row.map(SaeRow::into_record).transpose()
+    }
+
+    pub(super) async fn page_of_saes(&self, after: &str, limit: u32) -> Result<Vec<SaeRecord>> {
+        let mut query = QueryBuilder::<Postgres>::new("SELECT ");
+        query
+            .push(SAE_COLUMNS)
+            .push(" FROM saes WHERE name > ")
+            .push_bind(after);
+        query
+            .push(" ORDER BY name LIMIT ")
+            .push_bind(i64::from(limit));
+        let rows: Vec<SaeRow> = query.build_query_as().fetch_all(&self.pool).await?;
+        rows.into_iter().map(SaeRow::into_record).collect()
+    }
+
+    pub(super) async fn find_sae_keys(&self, filter: &SaeFilter) -> Result<Vec<i64>> {
+        let SaeFilter {
+            key,
+            model_id,
+            hook_name,
+        } = filter;
+        Ok(sqlx::query_scalar(
+            "SELECT id FROM saes WHERE ($1 IS NULL OR id = $1) \
+             AND ($2 IS NULL OR model_id = $2) AND ($3 IS NULL OR hook_name = $3) ORDER BY id",
+        )
+        .bind(key)
+        .bind(model_id)
+        .bind(hook_name)
+        .fetch_all(&self.pool)
+        .await?)
+    }
+
+    pub(super) async fn delete_sae(&self, name: &str) -> Result<Option<(String, bool)>> {
+        let mut transaction = self.pool.begin().await?;
+        let digest: Option<String> =
+            sqlx::query_scalar("DELETE FROM saes WHERE name = $1 RETURNING digest")
+                .bind(name)
+                .fetch_optional(&mut *transaction)
+                .await?;
+        let Some(digest) = digest else {
+            return Ok(None);
+        };
+        let shared = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM saes WHERE digest = $1)")
+            .bind(&digest)
+            .fetch_one(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(Some((digest, shared)))
+    }
+
+    pub(super) async fn find_digest(&self, digest: &str) -> Result<bool> {
+        Ok(
+            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM saes WHERE digest = $1)")
+                .bind(digest)
+                .fetch_one(&self.pool)
+                .await?,
+        )
+    }
+}
