@@ -36,12 +36,6 @@ impl Database {
         self.url_text().into()
     }
 
-    pub(crate) async fn connect(&self) -> PgConnection {
-        PgConnection::connect(&self.url_text())
-            .await
-            .expect("connect")
-    }
-
     /// Cuts every connection, as a restart of the server would.
     pub(crate) async fn cut(&self) {
         let mut connection = PgConnection::connect(&self.server).await.expect("server");
