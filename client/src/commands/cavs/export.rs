@@ -7,7 +7,6 @@ use std::{
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use safetensors::{Dtype, tensor::TensorView};
 use serde::Serialize;
 use steering_client::{Client, v1};
 
@@ -136,18 +135,31 @@ fn collect(cavs: Vec<v1::Cav>, hook: Option<&str>) -> anyhow::Result<Export> {
     Ok(export)
 }
 
-/// The file that `steer cavs import` reads.
+/// The file that `steer cavs import` reads. Written here, since the library writes metadata
+/// in another order each time, and the same CAVs are to be the same bytes.
 pub(in crate::commands) fn to_safetensors(export: &Export) -> anyhow::Result<Vec<u8>> {
     let width = export.rows.first().map_or(0, Vec::len);
     let numbers = export.rows.iter().flatten();
     let data: Vec<u8> = numbers.flat_map(|value| value.to_le_bytes()).collect();
-    let tensor = TensorView::new(Dtype::F32, vec![export.rows.len(), width], &data)?;
-    let metadata = HashMap::from([
-        ("labels".to_owned(), serde_json::to_string(&export.labels)?),
-        ("hook_name".to_owned(), export.hook_name.clone()),
-        ("model_id".to_owned(), export.model_id.clone()),
-    ]);
-    Ok(safetensors::serialize([("cavs", tensor)], Some(metadata))?)
+    let header = serde_json::json!({
+        "__metadata__": {
+            "hook_name": export.hook_name,
+            "labels": serde_json::to_string(&export.labels)?,
+            "model_id": export.model_id,
+        },
+        "cavs": {
+            "dtype": "F32",
+            "shape": [export.rows.len(), width],
+            "data_offsets": [0, data.len()],
+        },
+    });
+    let mut header = serde_json::to_vec(&header)?;
+    // Numbers begin at a multiple of eight.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header);
+    file.extend(data);
+    Ok(file)
 }
 
 fn to_json(export: &Export) -> anyhow::Result<Vec<u8>> {
