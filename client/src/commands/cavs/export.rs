@@ -214,7 +214,10 @@ mod tests {
         assert_eq!(metadata["model_id"], "tiny");
         let tensors = SafeTensors::deserialize(&bytes).expect("tensors");
         let tensor = tensors.tensor("cavs").expect("cavs");
-        assert_eq!((tensor.dtype(), tensor.shape()), (Dtype::F32, &[2, 2][..]));
+        assert_eq!(
+            (tensor.dtype(), tensor.shape()),
+            (safetensors::Dtype::F32, &[2, 2][..])
+        );
         assert_eq!(tensor.data()[12..], 4.0_f32.to_le_bytes());
     }
 
