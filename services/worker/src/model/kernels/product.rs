@@ -156,6 +156,8 @@ impl Columns<'_> {
 
 /// Sums of some weight rows with one activation row, straight from what is
 /// stored: several, since one row's sums wait for each other.
+// Iterators over these arrays keep them in memory rather than in registers.
+#[allow(clippy::needless_range_loop)]
 #[inline(always)]
 fn row_sums<F: formats::Format, I: Isa, const G: usize>(
     isa: I,
