@@ -154,7 +154,9 @@ impl From<sqlx::Error> for Error {
         if is_disk_full(&error) {
             return Self::DiskFull;
         }
-        let code = error.as_database_error().and_then(|error| error.code());
+        let code = error
+            .as_database_error()
+            .and_then(sqlx::error::DatabaseError::code);
         let postgres = error
             .as_database_error()
             .is_some_and(|error| error.try_downcast_ref::<PgDatabaseError>().is_some());

@@ -68,7 +68,7 @@ impl FeatureStatistics {
     }
 
     /// Adds everything to a digest.
-    pub fn hash(&self, hasher: &mut Sha256) {
+    pub fn add_to(&self, hasher: &mut Sha256) {
         let Self {
             feature_index,
             active_count,

@@ -350,7 +350,7 @@ impl Seal {
 
     /// Adds a feature that fired; by index.
     pub(super) fn add(&mut self, feature: &FeatureStatistics) {
-        feature.hash(&mut self.hasher);
+        feature.add_to(&mut self.hasher);
         self.features += 1;
     }
 
