@@ -35,8 +35,11 @@ use steering_worker::{
 /// Tensors of more elements than this are described, not read.
 const ELEMENTS_READ: usize = 1 << 16;
 
+/// Reads bytes as one kind of input, and must not panic.
+pub type Reader = fn(&[u8]);
+
 /// All of them, by the name of their fuzz target.
-pub const ALL: [(&str, fn(&[u8])); 12] = [
+pub const ALL: [(&str, Reader); 12] = [
     ("request", request),
     ("edit", edit),
     ("hook", hook),

@@ -148,12 +148,13 @@ async fn add_saes(arguments: &Arguments, data: &Path, saes: u64) -> Result<bool,
         left -= len;
     }
     let staged = writer.finish().await?;
+    let digest = staged.digest.clone();
     vectors.publish(staged).await?;
     for i in 0..saes {
         let sae = SaeRecord {
             key: 0,
             name: sae_name(i),
-            digest: staged.digest.clone(),
+            digest: digest.clone(),
             hook_name: format!("blocks.{}.hook_resid_post", i % 26),
             model_id: "bench/model".to_owned(),
             layout,
