@@ -113,7 +113,7 @@ async fn main() -> Result<(), Failure> {
         let mut warm = (*arguments).clone();
         (warm.seconds, warm.every_ms) = (5, 0);
         measure(&address, &Arc::new(warm), saes, ask).await?;
-        report(name, measure(&address, &arguments, saes, ask).await?);
+        report(name, &measure(&address, &arguments, saes, ask).await?);
     }
     let _ = stop.send(());
     server.await??;
@@ -363,7 +363,7 @@ async fn measure(
     Ok(times)
 }
 
-fn report(name: &str, times: Vec<Duration>) {
+fn report(name: &str, times: &[Duration]) {
     let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
     println!(
         "{name}: {} calls, p50 {:.2} ms, p99 {:.2} ms, largest {:.1} ms",
