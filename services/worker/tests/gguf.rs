@@ -192,7 +192,7 @@ fn an_unquantised_file_matches_the_reference() {
 }
 
 #[test]
-fn a_quantised_file_equals_its_dequantised_self() {
+fn a_quantised_file_is_near_its_dequantised_self() {
     let folder = tempfile::tempdir().expect("folder");
     let fixture = Fixture::load("qwen3");
     let path = folder.path().join("model.gguf");
@@ -201,7 +201,9 @@ fn a_quantised_file_equals_its_dequantised_self() {
         let case = fixture.case("two_layers");
         let quantised = decode_alone(&load(&path, false), &fixture, case);
         let expanded = decode_alone(&load(&path, true), &fixture, case);
-        assert!(quantised.difference(&expanded.logits) <= 1e-4, "{dtype:?}");
+        // They differ by the rounding of activations to 8 bits alone.
+        let error = quantised.relative_error(&expanded.logits);
+        assert!(error > 0.0 && error <= 0.03, "{dtype:?}: {error}");
     }
 }
 

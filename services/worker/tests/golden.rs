@@ -91,7 +91,7 @@ fn without_its_interventions_a_steered_case_fails() {
 }
 
 #[test]
-fn quantised_on_load_equals_its_dequantised_self() {
+fn quantised_on_load_is_near_its_dequantised_self() {
     for family in FAMILIES {
         let fixture = Fixture::load(family);
         let case = fixture.case("clamp");
@@ -106,8 +106,9 @@ fn quantised_on_load_equals_its_dequantised_self() {
             let expanded = fixture.model("model/config.json", &options(true));
             let quantised = decode_alone(&quantised, &fixture, case);
             let expanded = decode_alone(&expanded, &fixture, case);
-            let error = quantised.difference(&expanded.logits);
-            assert!(error <= TOLERANCE, "{family}/{format}: {error}");
+            // They differ by the rounding of activations to 8 bits alone.
+            let error = quantised.relative_error(&expanded.logits);
+            assert!(error <= 0.03, "{family}/{format}: {error}");
             // Its MLP's inner width takes blocks of 32; the widest formats fall back.
             if family == "qwen3" {
                 let full = fixture.logits["clamp"].to_vec2::<f32>().expect("f32");

@@ -1,11 +1,11 @@
 //! What runs on the CPU: matrix products here, attention and the small layers
-//! below. The only module with `unsafe`, and that in `dispatch` and `isa` alone.
+//! below. The only module with `unsafe`, and that in `dispatch` and `isa::avx2` alone.
 //!
-//! Weights stay as they are stored: a tile of them is unpacked to f32 once for
-//! a block of activation rows, and multiplied with unrounded f32 activations.
-//! So a quantised matrix gives exactly what its dequantised self gives, and a
-//! row's result is the same bit for bit whatever other rows are in the batch:
-//! each element is summed in the same lanes in the same order.
+//! Weights stay as they are stored: a tile of them is unpacked once for a block
+//! of activation rows. Floats are multiplied with the activations as they are;
+//! integers with activations in 8 bits, with a scale for every 32 of a row, as
+//! llama.cpp does. A row's result is the same bit for bit whatever other rows
+//! are in the batch: each element is summed in the same lanes in the same order.
 
 mod activations;
 mod attention;
@@ -21,9 +21,10 @@ use std::cell::RefCell;
 
 use candle_core::quantized::GgmlDType;
 
-use activations::{TILE, Tile};
+use activations::{Piece, TILE, Tile};
 pub(super) use attention::{Rules, Sequence, attention};
 use dispatch::{Kernel, dispatch};
+use formats::each_block;
 use isa::Isa;
 pub(super) use product::products;
 pub(super) use rows::{Gate, Norm, add, gated, normed, rotated, softcapped};
@@ -86,6 +87,11 @@ impl Format {
             GgmlDType::Q6K => Self::Q6K,
             _ => return None,
         })
+    }
+
+    /// Whether elements are integers with scales.
+    fn is_quantized(self) -> bool {
+        !matches!(self, Self::F32 | Self::F16 | Self::Bf16)
     }
 
     /// Elements and bytes of a block.
@@ -155,28 +161,47 @@ impl Kernel for Unpacked<'_> {
     #[inline(always)]
     fn run<const FMA: bool>(self, isa: impl Isa) {
         match self.format {
-            Format::F32 => self.unpack::<formats::F32>(isa),
-            Format::F16 => self.unpack::<formats::F16>(isa),
-            Format::Bf16 => self.unpack::<formats::Bf16>(isa),
-            Format::Q4_0 => self.unpack::<formats::Q4_0>(isa),
-            Format::Q4_1 => self.unpack::<formats::Q4_1>(isa),
-            Format::Q5_0 => self.unpack::<formats::Q5_0>(isa),
-            Format::Q5_1 => self.unpack::<formats::Q5_1>(isa),
-            Format::Q8_0 => self.unpack::<formats::Q8_0>(isa),
-            Format::Q4K => self.unpack::<formats::Q4K>(isa),
-            Format::Q5K => self.unpack::<formats::Q5K>(isa),
-            Format::Q6K => self.unpack::<formats::Q6K>(isa),
+            Format::F32 => self.floats::<formats::F32>(isa),
+            Format::F16 => self.floats::<formats::F16>(isa),
+            Format::Bf16 => self.floats::<formats::Bf16>(isa),
+            Format::Q4_0 => self.integers::<formats::Q4_0, _>(isa),
+            Format::Q4_1 => self.integers::<formats::Q4_1, _>(isa),
+            Format::Q5_0 => self.integers::<formats::Q5_0, _>(isa),
+            Format::Q5_1 => self.integers::<formats::Q5_1, _>(isa),
+            Format::Q8_0 => self.integers::<formats::Q8_0, _>(isa),
+            Format::Q4K => self.integers::<formats::Q4K, _>(isa),
+            Format::Q5K => self.integers::<formats::Q5K, _>(isa),
+            Format::Q6K => self.integers::<formats::Q6K, _>(isa),
         }
     }
 }
 
 impl Unpacked<'_> {
     #[inline(always)]
-    fn unpack<F: formats::Format>(self, isa: impl Isa) {
+    fn floats<F: formats::Floats>(self, isa: impl Isa) {
         let mut tile = Tile::EMPTY;
         for (i, out) in self.out.chunks_mut(TILE).enumerate() {
-            product::unpack::<F>(isa, self.row, i, &mut tile);
+            product::floats::unpack::<F>(isa, self.row, i, &mut tile);
             out.copy_from_slice(&tile.0.as_flattened()[..out.len()]);
+        }
+    }
+
+    #[inline(always)]
+    fn integers<F: formats::Quantized, I: Isa>(self, isa: I) {
+        let (eights, _) = self.out.as_chunks_mut::<8>();
+        for (stored, out) in F::stored(self.row)
+            .iter()
+            .zip(eights.chunks_mut(4 * F::BLOCKS))
+        {
+            let all = F::scales(isa, std::slice::from_ref(stored));
+            let (scales, offsets) = (all.scales.as_flattened(), all.offsets.as_flattened());
+            each_block!(F, BLOCK => {
+                let q = isa.widen(F::integers::<I, BLOCK>(isa, stored));
+                for (i, (out, q)) in out[4 * BLOCK..].iter_mut().zip(q).enumerate() {
+                    let at = BLOCK * F::PARTS + i * F::PARTS / 4;
+                    *out = isa.array(isa.fma(q, isa.splat(scales[at]), isa.splat(offsets[at])));
+                }
+            });
         }
     }
 }

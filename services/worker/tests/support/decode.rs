@@ -63,6 +63,16 @@ impl<'a> Run<'a> {
             .map(|(a, b)| (a - b).abs())
             .fold(0.0, f32::max)
     }
+
+    /// Root mean square of the differences to other logits, as a share of theirs.
+    pub(crate) fn relative_error(&self, other: &[Vec<f32>]) -> f32 {
+        assert_eq!(self.logits.len(), other.len());
+        let pairs = self.logits.iter().flatten().zip(other.iter().flatten());
+        let (error, size) = pairs.fold((0.0, 0.0), |(error, size), (a, b)| {
+            (error + (a - b).powi(2), size + b.powi(2))
+        });
+        (error / size).sqrt()
+    }
 }
 
 fn argmax(row: &[f32]) -> u32 {

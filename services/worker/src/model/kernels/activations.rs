@@ -1,50 +1,181 @@
 //! Activation rows as the products read them.
 
+use rayon::prelude::*;
+
+use super::{
+    ALONE, Format,
+    dispatch::{Kernel, dispatch},
+    formats::BLOCK,
+    isa::Isa,
+};
+
 /// Elements of a row that are multiplied at a time.
 pub(super) const TILE: usize = 256;
+/// Blocks of a tile.
+pub(super) const PER_TILE: usize = TILE / BLOCK;
+
+/// Rows as each kind of matrix needs them; empty where no matrix is of the kind.
+#[derive(Debug)]
+pub(super) struct Activations {
+    pub(super) floats: Rows<Tile>,
+    pub(super) integers: Rows<IntegerTile>,
+}
+
+impl Activations {
+    pub(super) fn new(x: &[f32], k: usize, formats: impl Iterator<Item = Format> + Clone) -> Self {
+        let quantized = |format: Format| format.is_quantized();
+        let none = &x[..0];
+        let floats = if formats.clone().all(quantized) {
+            none
+        } else {
+            x
+        };
+        let integers = if formats.clone().any(quantized) {
+            x
+        } else {
+            none
+        };
+        Self {
+            floats: Rows::new(floats, k),
+            integers: Rows::new(integers, k),
+        }
+    }
+}
 
 /// A tile of a row, in whole cache lines.
+pub(super) trait Piece: Copy + Send {
+    const EMPTY: Self;
+
+    /// Fills an empty tile.
+    fn fill(&mut self, x: &[f32]);
+}
+
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 pub(super) struct Tile(pub(super) [[f32; 8]; TILE / 8]);
 
-impl Tile {
-    pub(super) const EMPTY: Self = Self([[0.0; 8]; TILE / 8]);
+impl Piece for Tile {
+    const EMPTY: Self = Self([[0.0; 8]; TILE / 8]);
+
+    #[inline(always)]
+    fn fill(&mut self, x: &[f32]) {
+        self.0.as_flattened_mut()[..x.len()].copy_from_slice(x);
+    }
+}
+
+/// A tile of a row in 8 bits: an element is about `scale · q`, with one scale
+/// for each block, by which its largest element is ±127.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(32))]
+pub(super) struct IntegerTile {
+    pub(super) q: [[[i8; 4]; BLOCK / 4]; PER_TILE],
+    pub(super) scales: [f32; PER_TILE],
+    /// `scale · Σ q` of each block, of its first half and of its second.
+    pub(super) sums: [[f32; 3]; PER_TILE],
+}
+
+impl Piece for IntegerTile {
+    const EMPTY: Self = Self {
+        q: [[[0; 4]; BLOCK / 4]; PER_TILE],
+        scales: [0.0; PER_TILE],
+        sums: [[0.0; 3]; PER_TILE],
+    };
+
+    #[inline(always)]
+    fn fill(&mut self, x: &[f32]) {
+        for (i, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+            (self.scales[i], self.sums[i]) = quantize(x, self.q[i].as_flattened_mut());
+        }
+    }
+}
+
+/// The scale of a block, and `scale · Σ q` of it and of its halves.
+#[inline(always)]
+fn quantize(x: &[f32; BLOCK], q: &mut [i8]) -> (f32, [f32; 3]) {
+    /// A float of this size has no room for fractions: what is added to it is
+    /// rounded, to even, and stands in its lowest bits.
+    const WHOLE: f32 = 1.5 * (1 << 23) as f32;
+    // Of floats that aren't negative, the bits are in the same order.
+    let mut largest = 0;
+    for x in x {
+        largest = largest.max(x.abs().to_bits());
+    }
+    let largest = f32::from_bits(largest);
+    if !largest.is_finite() {
+        // Nothing that is multiplied with this block is a number.
+        return (f32::NAN, [f32::NAN; 3]);
+    }
+    let scale = largest / 127.0;
+    let inverse = match scale {
+        f32::MIN_POSITIVE.. => 1.0 / scale,
+        _ => 0.0,
+    };
+    let mut sums = [0; 2];
+    for (half, x) in x.as_chunks::<16>().0.iter().enumerate() {
+        for (i, x) in x.iter().enumerate() {
+            let integer = (x * inverse + WHOLE).to_bits() as i32 - WHOLE.to_bits() as i32;
+            q[16 * half + i] = integer as i8;
+            sums[half] += integer;
+        }
+    }
+    let [first, second] = sums;
+    let sums = [first + second, first, second];
+    (scale, sums.map(|sum| scale * sum as f32))
 }
 
 /// Rows, padded with zeros to whole tiles; made once for all matrices that
 /// multiply them.
 #[derive(Debug)]
-pub(super) struct Rows {
+pub(super) struct Rows<T> {
     /// The first tile of every row, then the second of every row, ...: what is
     /// multiplied together lies together.
-    tiles: Vec<Tile>,
+    tiles: Vec<T>,
     n_rows: usize,
 }
 
-impl Rows {
-    pub(super) fn new(x: &[f32], k: usize) -> Self {
+impl<T: Piece> Rows<T> {
+    fn new(x: &[f32], k: usize) -> Self {
         let n_rows = x.len() / k;
-        let mut tiles = vec![Tile::EMPTY; n_rows * k.div_ceil(TILE)];
-        for (row, x) in x.chunks_exact(k).enumerate() {
-            let tiles = tiles[row..].iter_mut().step_by(n_rows);
-            for (tile, x) in tiles.zip(x.chunks(TILE)) {
-                tile.0.as_flattened_mut()[..x.len()].copy_from_slice(x);
-            }
+        let mut tiles = vec![T::EMPTY; n_rows * k.div_ceil(TILE)];
+        let fill = |(index, tiles): (usize, &mut [T])| dispatch(Fill { x, k, index, tiles });
+        if x.len() < ALONE {
+            tiles.chunks_mut(n_rows.max(1)).enumerate().for_each(fill);
+        } else {
+            tiles.par_chunks_mut(n_rows).enumerate().for_each(fill);
         }
         Self { tiles, n_rows }
     }
 
+    /// A tile of every row from `first` on.
+    #[inline(always)]
+    pub(super) fn tiles(&self, tile: usize, first: usize) -> &[T] {
+        &self.tiles[tile * self.n_rows + first..(tile + 1) * self.n_rows]
+    }
+}
+
+impl Rows<Tile> {
     /// The blocks of the only row.
     #[inline(always)]
     pub(super) fn only_row(&self) -> &[[[f32; 8]; 4]] {
         debug_assert_eq!(self.n_rows, 1);
         bytemuck::cast_slice(&self.tiles)
     }
+}
 
-    /// A tile of every row from `first` on.
+/// Fills the tiles of all rows of `x`, `k` wide, with the `index`th piece of each.
+struct Fill<'a, T> {
+    x: &'a [f32],
+    k: usize,
+    index: usize,
+    tiles: &'a mut [T],
+}
+
+impl<T: Piece> Kernel for Fill<'_, T> {
     #[inline(always)]
-    pub(super) fn tiles(&self, tile: usize, first: usize) -> &[Tile] {
-        &self.tiles[tile * self.n_rows + first..(tile + 1) * self.n_rows]
+    fn run<const FMA: bool>(self, _: impl Isa) {
+        let piece = self.index * TILE..self.k.min((self.index + 1) * TILE);
+        for (tile, x) in self.tiles.iter_mut().zip(self.x.chunks_exact(self.k)) {
+            tile.fill(&x[piece.clone()]);
+        }
     }
 }

@@ -1,6 +1,12 @@
 //! The vector operations that the compiler doesn't find by itself, once per
 //! instruction set. Everything else is written on arrays and vectorised by it.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx2::Avx2;
+
 /// Operations on vectors of 8 floats and of 32 small integers.
 ///
 /// Values of this type exist only where the machine has the instructions:
@@ -10,6 +16,10 @@ pub(super) trait Isa: Copy + Send + Sync {
     type Floats: Copy;
     /// 32 × i8.
     type Bytes: Copy;
+    /// 16 × i16.
+    type Words: Copy;
+    /// 8 × i32.
+    type Ints: Copy;
 
     fn floats(self, values: &[f32; 8]) -> Self::Floats;
     fn array(self, floats: Self::Floats) -> [f32; 8];
@@ -24,7 +34,22 @@ pub(super) trait Isa: Copy + Send + Sync {
     fn bits<const SHIFT: i32>(self, bytes: Self::Bytes, mask: u8) -> Self::Bytes;
     /// `a | b << SHIFT`, where no bit is lost.
     fn join<const SHIFT: i32>(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
-    fn plus(self, bytes: Self::Bytes, more: i8) -> Self::Bytes;
+    /// Sums of two neighbours' products each; `a` isn't negative, and no sum
+    /// leaves 16 bits.
+    fn pairs(self, a: Self::Bytes, b: Self::Bytes) -> Self::Words;
+    /// [`Self::pairs`] of any `a`.
+    fn signed_pairs(self, a: Self::Bytes, b: Self::Bytes) -> Self::Words;
+    fn add_words(self, a: Self::Words, b: Self::Words) -> Self::Words;
+    /// Sums of two neighbours each.
+    fn add_neighbours(self, words: Self::Words) -> Self::Ints;
+    fn zero(self) -> Self::Ints;
+    fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    fn ints_to_floats(self, ints: Self::Ints) -> Self::Floats;
+    /// Four bytes, eight times.
+    fn repeat(self, four: &[i8; 4]) -> Self::Bytes;
+    /// The rows of a matrix of 8 × 8 pieces of four bytes, from its columns.
+    fn transpose(self, rows: [Self::Bytes; 8]) -> [Self::Bytes; 8];
+    fn store(self, bytes: Self::Bytes) -> [u8; 32];
     /// Integers to floats.
     fn widen(self, bytes: Self::Bytes) -> [Self::Floats; 4];
     /// Integers to floats.
@@ -33,8 +58,8 @@ pub(super) trait Isa: Copy + Send + Sync {
     fn halves(self, bits: &[u16; 8]) -> Self::Floats;
     /// IEEE half precision to f32.
     fn half(self, bits: u16) -> f32;
-    /// −16 where an element's bit is 0, 0 where it is 1.
-    fn less_16(self, bits: u32) -> Self::Bytes;
+    /// 16 where an element's bit is 1, 0 where it is 0.
+    fn sixteens(self, bits: u32) -> Self::Bytes;
     /// Asks for bytes to be brought to the cache. Several rows are read at a
     /// time, which the processor doesn't foresee by itself.
     fn prefetch(self, _: &[u8]) {}
@@ -47,6 +72,8 @@ pub(super) struct Portable<const FMA: bool>;
 impl<const FMA: bool> Isa for Portable<FMA> {
     type Floats = [f32; 8];
     type Bytes = [i8; 32];
+    type Words = [i16; 16];
+    type Ints = [i32; 8];
 
     #[inline(always)]
     fn floats(self, values: &[f32; 8]) -> [f32; 8] {
@@ -94,8 +121,54 @@ impl<const FMA: bool> Isa for Portable<FMA> {
     }
 
     #[inline(always)]
-    fn plus(self, bytes: [i8; 32], more: i8) -> [i8; 32] {
-        bytes.map(|byte| byte + more)
+    fn pairs(self, a: [i8; 32], b: [i8; 32]) -> [i16; 16] {
+        let product = |i: usize| i16::from(a[i]) * i16::from(b[i]);
+        std::array::from_fn(|i| product(2 * i) + product(2 * i + 1))
+    }
+
+    #[inline(always)]
+    fn signed_pairs(self, a: [i8; 32], b: [i8; 32]) -> [i16; 16] {
+        self.pairs(a, b)
+    }
+
+    #[inline(always)]
+    fn add_words(self, a: [i16; 16], b: [i16; 16]) -> [i16; 16] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn add_neighbours(self, words: [i16; 16]) -> [i32; 8] {
+        std::array::from_fn(|i| i32::from(words[2 * i]) + i32::from(words[2 * i + 1]))
+    }
+
+    #[inline(always)]
+    fn zero(self) -> [i32; 8] {
+        [0; 8]
+    }
+
+    #[inline(always)]
+    fn add_ints(self, a: [i32; 8], b: [i32; 8]) -> [i32; 8] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn ints_to_floats(self, ints: [i32; 8]) -> [f32; 8] {
+        ints.map(|int| int as f32)
+    }
+
+    #[inline(always)]
+    fn repeat(self, four: &[i8; 4]) -> [i8; 32] {
+        std::array::from_fn(|i| four[i % 4])
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: [[i8; 32]; 8]) -> [[i8; 32]; 8] {
+        std::array::from_fn(|i| std::array::from_fn(|j| rows[j / 4][4 * i + j % 4]))
+    }
+
+    #[inline(always)]
+    fn store(self, bytes: [i8; 32]) -> [u8; 32] {
+        bytes.map(|byte| byte as u8)
     }
 
     #[inline(always)]
@@ -119,8 +192,8 @@ impl<const FMA: bool> Isa for Portable<FMA> {
     }
 
     #[inline(always)]
-    fn less_16(self, bits: u32) -> [i8; 32] {
-        std::array::from_fn(|i| -16 * i8::from(bits >> i & 1 == 0))
+    fn sixteens(self, bits: u32) -> [i8; 32] {
+        std::array::from_fn(|i| 16 * (bits >> i & 1) as i8)
     }
 }
 
@@ -137,156 +210,6 @@ fn half_to_f32(half: u16) -> f32 {
         finite.to_bits()
     };
     f32::from_bits(bits | u32::from(half & 0x8000) << 16)
-}
-
-#[cfg(target_arch = "x86_64")]
-pub(super) use x86::Avx2;
-
-#[cfg(target_arch = "x86_64")]
-#[allow(unsafe_code)]
-mod x86 {
-    use std::arch::x86_64::{
-        __m128i, __m256, __m256i, _MM_HINT_T0, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtsi64_si128,
-        _mm_cvtss_f32, _mm_prefetch, _mm_srli_epi16, _mm_srli_si128, _mm256_add_epi8,
-        _mm256_and_si256, _mm256_andnot_si256, _mm256_castsi256_si128, _mm256_cmpeq_epi8,
-        _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_extracti128_si256,
-        _mm256_fmadd_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_set_m128i, _mm256_set1_epi8,
-        _mm256_set1_epi32, _mm256_set1_ps, _mm256_shuffle_epi8, _mm256_slli_epi16,
-        _mm256_srli_epi16,
-    };
-
-    use super::Isa;
-
-    /// AVX2, FMA and F16C.
-    #[derive(Clone, Copy)]
-    pub(in crate::model::kernels) struct Avx2(());
-
-    impl Avx2 {
-        /// # Safety
-        /// The machine must have AVX2, FMA and F16C.
-        #[inline(always)]
-        pub(in crate::model::kernels) unsafe fn new() -> Self {
-            Self(())
-        }
-    }
-
-    // SAFETY, for every block below: `self` proves that the machine has the
-    // instructions. Nothing else is asked of the caller: vectors are made from
-    // arrays of their size and become such.
-    impl Isa for Avx2 {
-        type Floats = __m256;
-        type Bytes = __m256i;
-
-        #[inline(always)]
-        fn floats(self, values: &[f32; 8]) -> __m256 {
-            bytemuck::cast(*values)
-        }
-
-        #[inline(always)]
-        fn array(self, floats: __m256) -> [f32; 8] {
-            bytemuck::cast(floats)
-        }
-
-        #[inline(always)]
-        fn splat(self, value: f32) -> __m256 {
-            unsafe { _mm256_set1_ps(value) }
-        }
-
-        #[inline(always)]
-        fn multiply(self, a: __m256, b: __m256) -> __m256 {
-            unsafe { _mm256_mul_ps(a, b) }
-        }
-
-        #[inline(always)]
-        fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
-            unsafe { _mm256_fmadd_ps(a, b, c) }
-        }
-
-        #[inline(always)]
-        fn bytes(self, stored: &[u8; 32]) -> __m256i {
-            bytemuck::cast(*stored)
-        }
-
-        #[inline(always)]
-        fn nibbles(self, stored: &[u8; 16]) -> __m256i {
-            let low: __m128i = bytemuck::cast(*stored);
-            unsafe {
-                let both = _mm256_set_m128i(_mm_srli_epi16::<4>(low), low);
-                _mm256_and_si256(both, _mm256_set1_epi8(15))
-            }
-        }
-
-        #[inline(always)]
-        fn bits<const SHIFT: i32>(self, bytes: __m256i, mask: u8) -> __m256i {
-            // Bits of the next byte come in above: the mask has none there.
-            debug_assert!(u32::from(mask) < 256 >> SHIFT);
-            unsafe {
-                let shifted = _mm256_srli_epi16::<SHIFT>(bytes);
-                _mm256_and_si256(shifted, _mm256_set1_epi8(mask as i8))
-            }
-        }
-
-        #[inline(always)]
-        fn join<const SHIFT: i32>(self, a: __m256i, b: __m256i) -> __m256i {
-            unsafe { _mm256_or_si256(a, _mm256_slli_epi16::<SHIFT>(b)) }
-        }
-
-        #[inline(always)]
-        fn plus(self, bytes: __m256i, more: i8) -> __m256i {
-            unsafe { _mm256_add_epi8(bytes, _mm256_set1_epi8(more)) }
-        }
-
-        #[inline(always)]
-        fn widen(self, bytes: __m256i) -> [__m256; 4] {
-            unsafe {
-                let low = _mm256_castsi256_si128(bytes);
-                let high = _mm256_extracti128_si256::<1>(bytes);
-                [
-                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(low)),
-                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128::<8>(low))),
-                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)),
-                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128::<8>(high))),
-                ]
-            }
-        }
-
-        #[inline(always)]
-        fn widen_eight(self, values: &[u8; 8]) -> __m256 {
-            let bytes = i64::from_le_bytes(*values);
-            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bytes))) }
-        }
-
-        #[inline(always)]
-        fn halves(self, bits: &[u16; 8]) -> __m256 {
-            unsafe { _mm256_cvtph_ps(bytemuck::cast(*bits)) }
-        }
-
-        #[inline(always)]
-        fn half(self, bits: u16) -> f32 {
-            unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
-        }
-
-        #[inline(always)]
-        fn less_16(self, bits: u32) -> __m256i {
-            // Each byte of the word eight times, then one bit of each.
-            const BYTES: [[i8; 8]; 4] = [[0; 8], [1; 8], [2; 8], [3; 8]];
-            const BITS: [[u8; 8]; 4] = [[1, 2, 4, 8, 16, 32, 64, 128]; 4];
-            let (bytes, each): (__m256i, __m256i) = (bytemuck::cast(BYTES), bytemuck::cast(BITS));
-            unsafe {
-                let spread = _mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), bytes);
-                let set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, each), each);
-                _mm256_andnot_si256(set, _mm256_set1_epi8(-16))
-            }
-        }
-
-        #[inline(always)]
-        fn prefetch(self, bytes: &[u8]) {
-            for line in bytes.chunks(64) {
-                // SAFETY: a prefetch reads nothing.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
-            }
-        }
-    }
 }
 
 #[cfg(test)]

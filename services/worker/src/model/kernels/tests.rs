@@ -1,4 +1,4 @@
-use super::{activations::Rows, isa::Portable, product::split, *};
+use super::{activations::Activations, isa::Portable, product::split, *};
 use candle_core::{Device, Tensor, quantized::QTensor};
 use proptest::prelude::*;
 
@@ -44,6 +44,19 @@ fn check(ours: &[f32], expected: &[f32], tolerance: f32) {
     }
 }
 
+/// What is left of activations in 8 bits with a scale for every 32.
+fn rounded(x: &[f32]) -> Vec<f32> {
+    let block = |x: &[f32]| -> Vec<f32> {
+        let largest = x.iter().fold(0.0f32, |a, v| a.max(v.abs()));
+        let scale = largest / 127.0;
+        let inverse = 1.0 / scale;
+        x.iter()
+            .map(|v| (v * inverse).round_ties_even() * scale)
+            .collect()
+    };
+    x.chunks(32).flat_map(block).collect()
+}
+
 fn product(x: &[f32], m: usize, weights: Weights<'_>) -> Vec<f32> {
     products(x, m, &[weights]).remove(0)
 }
@@ -51,7 +64,7 @@ fn product(x: &[f32], m: usize, weights: Weights<'_>) -> Vec<f32> {
 /// The product without any instruction set's own operations.
 fn portable(x: &[f32], m: usize, weights: Weights<'_>) -> Vec<f32> {
     let mut out = vec![0.0; m * weights.out_width];
-    let x = Rows::new(x, weights.in_width);
+    let x = Activations::new(x, weights.in_width, [weights.format].into_iter());
     for columns in split(&x, &weights, &mut out) {
         columns.run::<false>(Portable::<false>);
     }
@@ -62,7 +75,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn quantised_products_are_those_of_the_dequantised_matrix(
+    fn quantised_products_are_those_of_the_dequantised_matrix_and_rounded_activations(
         format in 0usize..8, m in 1usize..70, n in 1usize..40, blocks in 1usize..12, seed: u64,
     ) {
         let (dtype, block) = GGML[format];
@@ -80,13 +93,33 @@ proptest! {
             in_width: k,
         };
         let together = product(&x, m, weights);
-        check(&together, &expected(&x, &dense, k), 2e-6 * k as f32);
+        check(&together, &expected(&rounded(&x), &dense, k), 2e-6 * k as f32);
+        // Half a step of 1/127 for each element, of which few go the same way.
+        check(&together, &expected(&x, &dense, k), 0.02 * (k as f32).sqrt());
         let alone: Vec<f32> = x.chunks(k).flat_map(|x| product(x, 1, weights)).collect();
         prop_assert_eq!(&together, &alone, "bit for bit");
         check(&portable(&x, m, weights), &together, 2e-6 * k as f32);
         let rows = unpacked_rows(&weights, &[n as u32 - 1, 0]);
         prop_assert_eq!(&rows[..k], &dense[(n - 1) * k..]);
         prop_assert_eq!(&rows[k..], &dense[..k]);
+    }
+
+    #[test]
+    fn what_is_not_a_number_stays_so(
+        format in 0usize..8, blocks in 1usize..4, at: proptest::sample::Index, infinite: bool,
+    ) {
+        let (dtype, block) = GGML[format];
+        let k = blocks * block;
+        let matrix = Tensor::from_vec(numbers(9 * k, 1), (9, k), &Device::Cpu).expect("matrix");
+        let bytes = QTensor::quantize(&matrix, dtype).expect("quantise");
+        let bytes = bytes.data().expect("bytes");
+        let format = Format::of_ggml(dtype).expect("known");
+        let weights = Weights { format, bytes: &bytes, out_width: 9, in_width: k };
+        let (mut x, sound) = (numbers(2 * k, 2), numbers(2 * k, 2));
+        x[at.index(k)] = if infinite { f32::INFINITY } else { f32::NAN };
+        let (broken, sound) = (product(&x, 2, weights), product(&sound, 2, weights));
+        prop_assert!(broken[..9].iter().all(|v| v.is_nan()));
+        prop_assert_eq!(&broken[9..], &sound[9..]);
     }
 
     #[test]
