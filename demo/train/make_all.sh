@@ -10,7 +10,7 @@ if [ -n "${QUICK:-}" ]; then
 fi
 export OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0
 $PYTHON tokenizer.py
-OMP_NUM_THREADS=1 $PYTHON model.py --steps "${STEPS:-2000}" --workers "${WORKERS:-2}"
+OMP_NUM_THREADS=1 $PYTHON model.py --steps "${STEPS:-5000}" --workers "${WORKERS:-2}"
 export OMP_NUM_THREADS="${THREADS:-2}"
 # The options are lists of words.
 # shellcheck disable=SC2086
