@@ -196,18 +196,8 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     async fn feature_notes(&self, sae: i64, indices: &[u32]) -> Result<HashMap<u32, FeatureNotes>>;
     /// Labels that may look like `label`; bounded, in no order.
     async fn label_candidates(&self, sae: i64, label: &str) -> Result<Vec<String>>;
-    /// Keys of SAEs, ascending.
-    async fn sae_keys(&self, filter: &SaeFilter) -> Result<Vec<i64>>;
-    /// Labels by SAE, text and key.
-    async fn labels_by_text(&self, texts: LabelTexts<'_>) -> Result<Vec<LabelRecord>>;
-    /// Labels by key, in any order, without those that are gone; candidates too.
-    async fn labels_by_key(&self, keys: &[i64]) -> Result<Vec<LabelRecord>>;
-    /// Words of all labels with a larger id than `after`, by id, at most `limit`. A word
-    /// gets its id before any with a larger one is seen.
-    async fn vocabulary(&self, after: i64, limit: u32) -> Result<Vec<(i64, String)>>;
-    /// Which labels of these SAEs have these words; in any order, several lists of a word
-    /// may overlap.
-    async fn postings(&self, saes: &[i64], words: &[i64]) -> Result<Vec<Posting>>;
+    /// What one search asks.
+    async fn label_reader(&self) -> Result<Box<dyn LabelReader>>;
     /// Labels of an SAE by feature and key.
     async fn list_labels(&self, page: LabelPage<'_>) -> Result<Vec<LabelRecord>>;
 
@@ -278,6 +268,24 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 
     /// Ends all use of the store.
     async fn close(&self);
+}
+
+/// What searches ask. It holds one connection: to take and return one for each question
+/// would cost more than most answers.
+#[async_trait]
+pub trait LabelReader: Send {
+    /// Keys of SAEs, ascending.
+    async fn sae_keys(&mut self, filter: &SaeFilter) -> Result<Vec<i64>>;
+    /// Labels by SAE, text and key.
+    async fn labels_by_text(&mut self, texts: LabelTexts<'_>) -> Result<Vec<LabelRecord>>;
+    /// Labels by key, in any order, without those that are gone; candidates too.
+    async fn labels_by_key(&mut self, keys: &[i64]) -> Result<Vec<LabelRecord>>;
+    /// Words of all labels with a larger id than `after`, by id, at most `limit`. A word
+    /// gets its id before any with a larger one is seen.
+    async fn vocabulary(&mut self, after: i64, limit: u32) -> Result<Vec<(i64, String)>>;
+    /// Which labels of these SAEs have these words; in any order, several lists of a word
+    /// may overlap.
+    async fn postings(&mut self, saes: &[i64], words: &[i64]) -> Result<Vec<Posting>>;
 }
 
 impl SaeRecord {

@@ -23,7 +23,7 @@ use self::{
 use super::Registry;
 use crate::{
     error::Result,
-    store::{LabelRecord, LabelTexts, Posting, SaeFilter, Store},
+    store::{LabelReader, LabelRecord, LabelTexts, Posting, SaeFilter},
 };
 
 pub use query::Match;
@@ -69,8 +69,8 @@ pub struct FoundLabels {
 }
 
 /// A search at work.
-struct Search<'a> {
-    store: &'a dyn Store,
+struct Search {
+    reader: Box<dyn LabelReader>,
     query: Query,
     /// Keys of SAEs, ascending.
     saes: Vec<i64>,
@@ -80,10 +80,20 @@ struct Search<'a> {
 impl Registry {
     /// One page of labels, best first.
     pub async fn search_labels(&self, search: LabelSearch) -> Result<FoundLabels> {
+        let mut reader = self.store.label_reader().await?;
+        let saes = match search.saes {
+            // An SAE that is gone has no labels.
+            SaeFilter {
+                key: Some(key),
+                model_id: None,
+                hook_name: None,
+            } => vec![key],
+            ref filter => reader.sae_keys(filter).await?,
+        };
         let mut work = Search {
-            store: &*self.store,
+            reader,
             query: Query::new(&search.text),
-            saes: self.store.sae_keys(&search.saes).await?,
+            saes,
             page: Page::new(&search),
         };
         let mut behind = search.behind;
@@ -96,7 +106,7 @@ impl Registry {
             match kind {
                 Match::Exact | Match::Prefix => work.by_text(kind, behind).await?,
                 Match::Words | Match::Part | Match::Near => {
-                    let vocabulary = self.vocabulary.get(&*self.store).await?;
+                    let vocabulary = self.vocabulary.get(&mut *work.reader).await?;
                     work.by_words(kind, behind, &vocabulary).await?;
                 }
             }
@@ -108,7 +118,7 @@ impl Registry {
     }
 }
 
-impl Search<'_> {
+impl Search {
     async fn by_text(&mut self, kind: Match, mut behind: Option<Place>) -> Result<()> {
         // SAEs that were not begun yet.
         let mut rest = match &behind {
@@ -119,7 +129,7 @@ impl Search<'_> {
             let within = behind.as_ref().map(|place| [place.sae]);
             let limit = self.page.wanted();
             let labels = self
-                .store
+                .reader
                 .labels_by_text(LabelTexts {
                     saes: within.as_ref().map_or(&self.saes[rest..], |sae| &sae[..]),
                     text: self.query.text(),
@@ -165,13 +175,12 @@ impl Search<'_> {
             let batch;
             (batch, rest) = rest.split_at(size.min(rest.len()));
             size *= SAES_AT_FIRST;
-            let mut keys = self
-                .having(batch, &meant, behind.as_ref())
-                .await?
-                .into_iter();
+            let mut keys = self.having(batch, &meant, behind.as_ref()).await?;
+            keys.retain(|&key| !self.page.has_seen(key));
+            let mut keys = keys.into_iter();
             while keys.len() > 0 {
                 let chunk: Vec<i64> = keys.by_ref().take(self.page.wanted()).collect();
-                let labels = self.store.labels_by_key(&chunk).await?;
+                let labels = self.reader.labels_by_key(&chunk).await?;
                 let mut labels: HashMap<i64, LabelRecord> =
                     labels.into_iter().map(|label| (label.key, label)).collect();
                 for label in chunk.iter().filter_map(|key| labels.remove(key)) {
@@ -186,7 +195,7 @@ impl Search<'_> {
 
     /// Keys of labels that have, for each list of words, one of its words; by SAE and key.
     async fn having(
-        &self,
+        &mut self,
         saes: &[i64],
         meant: &[Vec<i64>],
         behind: Option<&Place>,
@@ -194,7 +203,7 @@ impl Search<'_> {
         let mut words: Vec<i64> = meant.iter().flatten().copied().collect();
         words.sort_unstable();
         words.dedup();
-        let postings = self.store.postings(saes, &words).await?;
+        let postings = self.reader.postings(saes, &words).await?;
         let mut lists: HashMap<(i64, i64), Vec<&Posting>> = HashMap::new();
         for posting in &postings {
             let key = (posting.sae, posting.word);

@@ -14,7 +14,7 @@ mod words;
 use std::{collections::HashMap, path::Path, str::FromStr, time::Duration};
 
 use sqlx::{
-    PgPool, Postgres, Transaction,
+    Connection, PgPool, Postgres, Transaction,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -22,9 +22,9 @@ use steering_proto::Invalid;
 use tonic::async_trait;
 
 use super::{
-    CavAddress, CavRecord, FeatureNotes, LabelBatches, LabelCounts, LabelPage, LabelRecord,
-    LabelTexts, ObjectsLock, Posting, SaeFilter, SaeRecord, StatisticsBatches, StatisticsVersion,
-    Store, WhichStatistics,
+    CavAddress, CavRecord, FeatureNotes, LabelBatches, LabelCounts, LabelPage, LabelReader,
+    LabelRecord, ObjectsLock, SaeRecord, StatisticsBatches, StatisticsVersion, Store,
+    WhichStatistics,
 };
 use crate::{
     config::DatabaseUrl,
@@ -36,6 +36,9 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// How long a call waits for a connection, a new one included.
 const ACQUIRE_WAIT: Duration = Duration::from_secs(5);
+/// A connection unused for longer is asked whether it is there before it is used; asking
+/// each time would double the questions.
+const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// How long a write waits for another one.
 const LOCK_WAIT: &str = "30s";
 /// After this many seconds a server looks whether a silent registry, which may hold
@@ -82,6 +85,15 @@ impl PostgresStore {
         let pool = PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(ACQUIRE_WAIT)
+            .test_before_acquire(false)
+            .before_acquire(|connection, metadata| {
+                Box::pin(async move {
+                    if metadata.idle_for > TRUSTED_IDLE {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .connect_with(connect_options(url)?)
             .await?;
         MIGRATIONS.run(&pool).await?;
@@ -181,24 +193,8 @@ impl Store for PostgresStore {
         self.find_candidates(sae, label).await
     }
 
-    async fn sae_keys(&self, filter: &SaeFilter) -> Result<Vec<i64>> {
-        self.find_sae_keys(filter).await
-    }
-
-    async fn labels_by_text(&self, texts: LabelTexts<'_>) -> Result<Vec<LabelRecord>> {
-        self.find_labels_by_text(texts).await
-    }
-
-    async fn labels_by_key(&self, keys: &[i64]) -> Result<Vec<LabelRecord>> {
-        self.find_labels_by_key(keys).await
-    }
-
-    async fn vocabulary(&self, after: i64, limit: u32) -> Result<Vec<(i64, String)>> {
-        self.find_vocabulary(after, limit).await
-    }
-
-    async fn postings(&self, saes: &[i64], words: &[i64]) -> Result<Vec<Posting>> {
-        self.find_postings(saes, words).await
+    async fn label_reader(&self) -> Result<Box<dyn LabelReader>> {
+        Ok(Box::new(search::Reader(self.pool.acquire().await?)))
     }
 
     async fn list_labels(&self, page: LabelPage<'_>) -> Result<Vec<LabelRecord>> {

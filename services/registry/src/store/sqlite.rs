@@ -19,9 +19,9 @@ use sqlx::{
 use tonic::async_trait;
 
 use super::{
-    CavAddress, CavRecord, FeatureNotes, LabelBatches, LabelCounts, LabelPage, LabelRecord,
-    LabelTexts, ObjectsLock, Posting, SaeFilter, SaeRecord, StatisticsBatches, StatisticsVersion,
-    Store, WhichStatistics,
+    CavAddress, CavRecord, FeatureNotes, LabelBatches, LabelCounts, LabelPage, LabelReader,
+    LabelRecord, ObjectsLock, SaeRecord, StatisticsBatches, StatisticsVersion, Store,
+    WhichStatistics,
 };
 use crate::{error::Result, statistics::FeatureStatistics};
 
@@ -70,6 +70,8 @@ impl SqliteStore {
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
             .min_connections(1)
+            // A file does not hang up.
+            .test_before_acquire(false)
             .connect_with(options.read_only(true).pragma("cache_size", READER_CACHE))
             .await?;
         let store = Self { writer, readers };
@@ -132,24 +134,8 @@ impl Store for SqliteStore {
         self.find_candidates(sae, label).await
     }
 
-    async fn sae_keys(&self, filter: &SaeFilter) -> Result<Vec<i64>> {
-        self.find_sae_keys(filter).await
-    }
-
-    async fn labels_by_text(&self, texts: LabelTexts<'_>) -> Result<Vec<LabelRecord>> {
-        self.find_labels_by_text(texts).await
-    }
-
-    async fn labels_by_key(&self, keys: &[i64]) -> Result<Vec<LabelRecord>> {
-        self.find_labels_by_key(keys).await
-    }
-
-    async fn vocabulary(&self, after: i64, limit: u32) -> Result<Vec<(i64, String)>> {
-        self.find_vocabulary(after, limit).await
-    }
-
-    async fn postings(&self, saes: &[i64], words: &[i64]) -> Result<Vec<Posting>> {
-        self.find_postings(saes, words).await
+    async fn label_reader(&self) -> Result<Box<dyn LabelReader>> {
+        Ok(Box::new(search::Reader(self.readers.acquire().await?)))
     }
 
     async fn list_labels(&self, page: LabelPage<'_>) -> Result<Vec<LabelRecord>> {

@@ -46,6 +46,19 @@ impl Database {
             .expect("cut");
     }
 
+    /// How many rows of a table belong to an SAE, and how many to none.
+    pub(crate) async fn rows_of_saes(&self, table: &str) -> (i64, i64) {
+        let url = self.url_text();
+        let mut connection = PgConnection::connect(&url).await.expect("database");
+        let query = format!(
+            "SELECT COUNT(s.id), COUNT(*) - COUNT(s.id) FROM {table} t LEFT JOIN saes s ON s.id = t.sae"
+        );
+        sqlx::query_as(sqlx::AssertSqlSafe(query))
+            .fetch_one(&mut connection)
+            .await
+            .expect("rows")
+    }
+
     async fn execute_on_server(&self, what: &str) {
         let mut connection = PgConnection::connect(&self.server).await.expect("server");
         let statement = format!("{what} {}", self.name);

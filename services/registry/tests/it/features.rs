@@ -198,6 +198,28 @@ async fn labels_are_stored_all_or_none_and_again_without_change() {
     );
 }
 
+/// In another batch of the same import, and in another import.
+#[tokio::test]
+async fn a_label_that_comes_again_is_stored_once_as_it_came_last() {
+    let mut server = server_with_sae().await;
+    let row = |i: usize, score: f32| {
+        let index = i % D_SAE;
+        format!("{{\"index\": {index}, \"label\": \"label {i}\", \"score\": {score}}}\n")
+    };
+    let mut rows: String = (0..5000).map(|i| row(i, 0.25)).collect();
+    rows += &row(7, 0.5);
+    for (rows, count) in [(rows, 5000), (row(8, 0.75) + &row(5000, 1.0), 2)] {
+        let stored = server.labels("a", rows.as_bytes()).await.expect("labels");
+        assert_eq!(stored.label_count, count);
+    }
+    for (i, score) in [(6, 0.25), (7, 0.5), (8, 0.75), (5000, 1.0)] {
+        let label = format!("label {i}");
+        let found = server.search(&label).await.expect("search");
+        assert_eq!((&found[0].label, found[0].score), (&label, Some(score)));
+        assert_ne!(found.get(1).map(|found| &found.label), Some(&label));
+    }
+}
+
 /// Takes minutes if any step looks at all labels for each.
 #[tokio::test]
 async fn many_labels_take_time_in_proportion() {

@@ -144,6 +144,39 @@ async fn an_import_is_seen_whole_or_not_at_all() {
     importing.await.expect("import");
 }
 
+/// The database does not see to it that a label has an SAE: the registries do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_a_deleted_sae_stays() {
+    let Some((mut one, mut other)) = pair().await else {
+        return;
+    };
+    let path = write_npz(one.data.path(), "b.npz", 1);
+    let rows: String = (0..3000)
+        .map(|i| format!("{{\"index\": {}, \"label\": \"label {i}\"}}\n", i % 8))
+        .collect();
+    one.labels("a", rows.as_bytes()).await.expect("labels");
+    for _ in 0..10 {
+        one.import(&path, "b").await.expect("import");
+        let delete = v1::DeleteSaeRequest {
+            sae_id: "b".to_owned(),
+        };
+        let (stored, deleted) = tokio::join!(
+            one.labels("b", rows.as_bytes()),
+            other.client.delete_sae(delete)
+        );
+        deleted.expect("delete");
+        if let Err(status) = stored {
+            assert_eq!(status.code(), Code::NotFound, "{status}");
+        }
+    }
+    let database = one.data.database.as_ref().expect("database");
+    for table in ["labels", "label_postings"] {
+        let (kept, orphans) = database.rows_of_saes(table).await;
+        assert!(kept > 0, "{table}");
+        assert_eq!(orphans, 0, "{table}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_goes_away_and_comes_back_is_used_again() {
     let mut server = Server::start().await;

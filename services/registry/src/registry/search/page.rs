@@ -1,5 +1,7 @@
 //! One page as it fills.
 
+use std::collections::HashSet;
+
 use super::{FoundLabels, LabelSearch, Match, Place, Query};
 use crate::store::LabelRecord;
 
@@ -14,7 +16,8 @@ pub(super) struct Page {
     labels: Vec<LabelRecord>,
     /// Place of the last of `labels`.
     last: Option<Place>,
-    examined: usize,
+    /// Keys of labels looked at.
+    seen: HashSet<i64>,
     /// Whether pages before had labels.
     found_before: bool,
     next: Option<Place>,
@@ -27,7 +30,7 @@ impl Page {
             source: search.source.clone(),
             labels: Vec::new(),
             last: None,
-            examined: 0,
+            seen: HashSet::new(),
             found_before: search.behind.as_ref().is_some_and(|place| place.found),
             next: None,
         }
@@ -48,6 +51,12 @@ impl Page {
         (self.limit + 1 - self.labels.len()).max(ASKED_MIN)
     }
 
+    /// Whether a label was looked at. If it did not fit, it will not in a worse kind of
+    /// match, where it is found again.
+    pub(super) fn has_seen(&self, key: i64) -> bool {
+        self.seen.contains(&key)
+    }
+
     pub(super) fn place(&self, kind: Match, label: &LabelRecord) -> Place {
         Place {
             kind,
@@ -60,7 +69,7 @@ impl Page {
 
     /// Takes a label if it fits; says whether the page is done.
     pub(super) fn offer(&mut self, query: &Query, kind: Match, label: LabelRecord) -> bool {
-        self.examined += 1;
+        self.seen.insert(label.key);
         let fits = !label.facts.candidate
             && self
                 .source
@@ -77,7 +86,7 @@ impl Page {
             self.labels.push(label);
             self.last = Some(place.clone());
         }
-        if self.examined == EXAMINED_MAX {
+        if self.seen.len() == EXAMINED_MAX {
             self.next = Some(place);
         }
         self.is_done()

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::Mutex;
 
 use super::query::{Match, typos, typos_max};
-use crate::{error::Result, store::Store};
+use crate::{error::Result, store::LabelReader};
 
 /// Words held. Labels are not found by words beyond these.
 const WORDS_MAX: usize = 4 << 20;
@@ -24,11 +24,14 @@ pub(super) struct Vocabulary {
     last: i64,
 }
 
+/// With what tells quickly that it is not meant.
 #[derive(Debug, Clone)]
 struct Word {
     text: Arc<str>,
     id: i64,
     letters: u64,
+    /// How many letters.
+    len: usize,
 }
 
 /// Which letters a word has, as bits; different letters may share one.
@@ -43,6 +46,7 @@ impl Vocabulary {
             self.last = self.last.max(id);
             Word {
                 letters: letters(&text),
+                len: text.chars().count(),
                 text: text.into(),
                 id,
             }
@@ -102,13 +106,13 @@ impl Vocabulary {
         if most == 0 {
             return Vec::new();
         }
-        let wanted = letters(asked);
+        let (wanted, len) = (letters(asked), asked.chars().count());
         let found: Vec<(usize, i64)> = self
             .words
             .iter()
             // A typing error changes two letters at most.
             .filter(|word| (word.letters ^ wanted).count_ones() as usize <= 2 * most)
-            .filter(|word| word.text.len().abs_diff(asked.len()) <= 4 * most)
+            .filter(|word| word.len.abs_diff(len) <= most)
             .filter_map(|word| Some((typos(asked, &word.text)?, word.id)))
             .collect();
         let fewest = found.iter().map(|&(typos, _)| typos).min();
@@ -130,15 +134,15 @@ pub(in crate::registry) struct SharedVocabulary {
 
 impl SharedVocabulary {
     /// With all words that the store has now.
-    pub(super) async fn get(&self, store: &dyn Store) -> Result<Arc<Vocabulary>> {
+    pub(super) async fn get(&self, reader: &mut dyn LabelReader) -> Result<Arc<Vocabulary>> {
         let known = self.current();
-        if !Self::has_more(&known, store).await? {
+        if !Self::has_more(&known, reader).await? {
             return Ok(known);
         }
         let _reading = self.reading.lock().await;
         let mut vocabulary = (*self.current()).clone();
-        while Self::has_more(&vocabulary, store).await? {
-            vocabulary.add(store.vocabulary(vocabulary.last, WORDS_READ).await?);
+        while Self::has_more(&vocabulary, reader).await? {
+            vocabulary.add(reader.vocabulary(vocabulary.last, WORDS_READ).await?);
         }
         let vocabulary = Arc::new(vocabulary);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&vocabulary);
@@ -149,8 +153,8 @@ impl SharedVocabulary {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn has_more(known: &Vocabulary, store: &dyn Store) -> Result<bool> {
-        Ok(known.words.len() < WORDS_MAX && !store.vocabulary(known.last, 1).await?.is_empty())
+    async fn has_more(known: &Vocabulary, reader: &mut dyn LabelReader) -> Result<bool> {
+        Ok(known.words.len() < WORDS_MAX && !reader.vocabulary(known.last, 1).await?.is_empty())
     }
 }
 

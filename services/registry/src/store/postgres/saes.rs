@@ -7,7 +7,7 @@ use crate::{
     canonical::{Layout, normalization_name},
     error::{Error, Result},
     store::{
-        SaeFilter, SaeRecord,
+        SaeRecord,
         rows::{SAE_COLUMNS, SaeRow},
     },
 };
@@ -84,33 +84,26 @@ impl PostgresStore {
         rows.into_iter().map(SaeRow::into_record).collect()
     }
 
-    pub(super) async fn find_sae_keys(&self, filter: &SaeFilter) -> Result<Vec<i64>> {
-        let SaeFilter {
-            key,
-            model_id,
-            hook_name,
-        } = filter;
-        Ok(sqlx::query_scalar(
-            "SELECT id FROM saes WHERE ($1 IS NULL OR id = $1) \
-             AND ($2 IS NULL OR model_id = $2) AND ($3 IS NULL OR hook_name = $3) ORDER BY id",
-        )
-        .bind(key)
-        .bind(model_id)
-        .bind(hook_name)
-        .fetch_all(&self.pool)
-        .await?)
-    }
-
     pub(super) async fn delete_sae(&self, name: &str) -> Result<Option<(String, bool)>> {
         let mut transaction = self.pool.begin().await?;
-        let digest: Option<String> =
-            sqlx::query_scalar("DELETE FROM saes WHERE name = $1 RETURNING digest")
+        let deleted: Option<(i64, String)> =
+            sqlx::query_as("DELETE FROM saes WHERE name = $1 RETURNING id, digest")
                 .bind(name)
                 .fetch_optional(&mut *transaction)
                 .await?;
-        let Some(digest) = digest else {
+        let Some((key, digest)) = deleted else {
             return Ok(None);
         };
+        // Imports hold the SAE's row, so that there is none now, and what they stored is seen.
+        for rows in [
+            "DELETE FROM labels WHERE sae = $1",
+            "DELETE FROM label_postings WHERE sae = $1",
+        ] {
+            sqlx::query(rows)
+                .bind(key)
+                .execute(&mut *transaction)
+                .await?;
+        }
         let shared = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM saes WHERE digest = $1)")
             .bind(&digest)
             .fetch_one(&mut *transaction)

@@ -1,12 +1,12 @@
 //! What searches read.
 
-use sqlx::{Postgres, QueryBuilder};
+use sqlx::{PgExecutor, Postgres, QueryBuilder, pool::PoolConnection};
+use tonic::async_trait;
 
-use super::PostgresStore;
 use crate::{
     error::Result,
     store::{
-        LabelRecord, LabelTexts, Posting,
+        LabelReader, LabelRecord, LabelTexts, Posting, SaeFilter,
         rows::{LABEL_COLUMNS, LabelRow, prefix_end},
     },
 };
@@ -17,19 +17,37 @@ pub(super) fn select_labels(from: &str) -> QueryBuilder<Postgres> {
     query
 }
 
-impl PostgresStore {
-    pub(super) async fn labels(
-        &self,
-        mut query: QueryBuilder<Postgres>,
-    ) -> Result<Vec<LabelRecord>> {
-        let rows: Vec<LabelRow> = query.build_query_as().fetch_all(&self.pool).await?;
-        rows.into_iter().map(LabelRow::into_record).collect()
+pub(super) async fn labels(
+    executor: impl PgExecutor<'_>,
+    mut query: QueryBuilder<Postgres>,
+) -> Result<Vec<LabelRecord>> {
+    let rows: Vec<LabelRow> = query.build_query_as().fetch_all(executor).await?;
+    rows.into_iter().map(LabelRow::into_record).collect()
+}
+
+/// Of one search.
+pub(super) struct Reader(pub(super) PoolConnection<Postgres>);
+
+#[async_trait]
+impl LabelReader for Reader {
+    async fn sae_keys(&mut self, filter: &SaeFilter) -> Result<Vec<i64>> {
+        let SaeFilter {
+            key,
+            model_id,
+            hook_name,
+        } = filter;
+        Ok(sqlx::query_scalar(
+            "SELECT id FROM saes WHERE ($1 IS NULL OR id = $1) \
+             AND ($2 IS NULL OR model_id = $2) AND ($3 IS NULL OR hook_name = $3) ORDER BY id",
+        )
+        .bind(key)
+        .bind(model_id)
+        .bind(hook_name)
+        .fetch_all(&mut *self.0)
+        .await?)
     }
 
-    pub(super) async fn find_labels_by_text(
-        &self,
-        texts: LabelTexts<'_>,
-    ) -> Result<Vec<LabelRecord>> {
+    async fn labels_by_text(&mut self, texts: LabelTexts<'_>) -> Result<Vec<LabelRecord>> {
         let LabelTexts {
             saes,
             text,
@@ -63,37 +81,33 @@ impl PostgresStore {
         query.push(") l WHERE s.id = ANY(").push_bind(saes);
         query.push(") ORDER BY s.id, left(l.folded, 256), l.id LIMIT ");
         query.push_bind(i64::from(limit));
-        self.labels(query).await
+        labels(&mut *self.0, query).await
     }
 
-    pub(super) async fn find_labels_by_key(&self, keys: &[i64]) -> Result<Vec<LabelRecord>> {
+    async fn labels_by_key(&mut self, keys: &[i64]) -> Result<Vec<LabelRecord>> {
         let mut query = select_labels("labels l JOIN saes s ON s.id = l.sae WHERE l.id = ANY(");
         query.push_bind(keys).push(")");
-        self.labels(query).await
+        labels(&mut *self.0, query).await
     }
 
-    pub(super) async fn find_vocabulary(
-        &self,
-        after: i64,
-        limit: u32,
-    ) -> Result<Vec<(i64, String)>> {
+    async fn vocabulary(&mut self, after: i64, limit: u32) -> Result<Vec<(i64, String)>> {
         Ok(sqlx::query_as(
             "SELECT id, word FROM label_vocabulary WHERE id > $1 ORDER BY id LIMIT $2",
         )
         .bind(after)
         .bind(i64::from(limit))
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *self.0)
         .await?)
     }
 
-    pub(super) async fn find_postings(&self, saes: &[i64], words: &[i64]) -> Result<Vec<Posting>> {
+    async fn postings(&mut self, saes: &[i64], words: &[i64]) -> Result<Vec<Posting>> {
         let rows: Vec<(i64, i64, i64, Vec<u8>)> = sqlx::query_as(
             "SELECT sae, word, first, labels FROM label_postings \
              WHERE sae = ANY($1) AND word = ANY($2)",
         )
         .bind(saes)
         .bind(words)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *self.0)
         .await?;
         let postings = rows.into_iter().map(|(sae, word, first, labels)| Posting {
             sae,

@@ -75,13 +75,13 @@ async fn write(connection: &mut PgConnection, sae: i64, gathered: Gathered) -> R
 /// Ids of words, new ones for those that have none. The lock is held until the import is
 /// committed, so that words are seen in the order of their ids.
 async fn word_ids(connection: &mut PgConnection, words: Vec<&str>) -> Result<HashMap<String, i64>> {
-    let known = "SELECT word, id FROM label_vocabulary WHERE word = ANY($1)";
-    let rows: Vec<(String, i64)> = sqlx::query_as(known)
-        .bind(&words)
-        .fetch_all(&mut *connection)
-        .await?;
-    if rows.len() == words.len() {
-        return Ok(rows.into_iter().collect());
+    let mut ids = known_ids(connection, &words).await?;
+    let new: Vec<&str> = words
+        .into_iter()
+        .filter(|&word| !ids.contains_key(word))
+        .collect();
+    if new.is_empty() {
+        return Ok(ids);
     }
     sqlx::query("SELECT pg_advisory_xact_lock($1)")
         .bind(Exclusive::Vocabulary as i64)
@@ -91,12 +91,18 @@ async fn word_ids(connection: &mut PgConnection, words: Vec<&str>) -> Result<Has
         "INSERT INTO label_vocabulary (word) SELECT word FROM UNNEST($1::text[]) word \
          WHERE NOT EXISTS (SELECT 1 FROM label_vocabulary v WHERE v.word = word)",
     )
-    .bind(&words)
+    .bind(&new)
     .execute(&mut *connection)
     .await?;
-    let rows: Vec<(String, i64)> = sqlx::query_as(known)
-        .bind(&words)
-        .fetch_all(connection)
-        .await?;
+    ids.extend(known_ids(connection, &new).await?);
+    Ok(ids)
+}
+
+async fn known_ids(connection: &mut PgConnection, words: &[&str]) -> Result<HashMap<String, i64>> {
+    let rows: Vec<(String, i64)> =
+        sqlx::query_as("SELECT word, id FROM label_vocabulary WHERE word = ANY($1)")
+            .bind(words)
+            .fetch_all(connection)
+            .await?;
     Ok(rows.into_iter().collect())
 }

@@ -5,7 +5,11 @@ use std::collections::HashMap;
 use futures::StreamExt;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
-use super::{SqliteStore, json, search::select_labels, words::index_words};
+use super::{
+    SqliteStore, json,
+    search::{labels, select_labels},
+    words::index_words,
+};
 use crate::{
     error::{Error, Result},
     store::{
@@ -85,7 +89,7 @@ impl SqliteStore {
     ) -> Result<Vec<u32>> {
         Ok(sqlx::query_scalar(
             "SELECT DISTINCT feature_index FROM labels INDEXED BY labels_text WHERE sae = ? AND folded = ? AND label = ? \
-             AND candidate = ? ORDER BY feature_index LIMIT ?",
+             AND candidate = ? ORDER BY feature_index LIMIT ? + 0",
         )
         .bind(sae)
         .bind(label.to_lowercase())
@@ -172,8 +176,9 @@ impl SqliteStore {
         }
         query
             .push(" ORDER BY l.feature_index, l.id LIMIT ")
-            .push_bind(page.limit);
-        self.labels(query).await
+            .push_bind(page.limit)
+            .push(" + 0");
+        labels(&self.readers, query).await
     }
 }
 

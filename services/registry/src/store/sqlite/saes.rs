@@ -7,7 +7,7 @@ use crate::{
     canonical::{Layout, normalization_name},
     error::{Error, Result},
     store::{
-        SaeFilter, SaeRecord,
+        SaeRecord,
         rows::{SAE_COLUMNS, SaeRow},
     },
 };
@@ -89,23 +89,6 @@ impl SqliteStore {
         query.push(" ORDER BY name LIMIT ").push_bind(limit);
         let rows: Vec<SaeRow> = query.build_query_as().fetch_all(&self.readers).await?;
         rows.into_iter().map(SaeRow::into_record).collect()
-    }
-
-    pub(super) async fn find_sae_keys(&self, filter: &SaeFilter) -> Result<Vec<i64>> {
-        let SaeFilter {
-            key,
-            model_id,
-            hook_name,
-        } = filter;
-        Ok(sqlx::query_scalar(
-            "SELECT id FROM saes WHERE (?1 IS NULL OR id = ?1) \
-             AND (?2 IS NULL OR model_id = ?2) AND (?3 IS NULL OR hook_name = ?3) ORDER BY id",
-        )
-        .bind(key)
-        .bind(model_id)
-        .bind(hook_name)
-        .fetch_all(&self.readers)
-        .await?)
     }
 
     pub(super) async fn delete_sae(&self, name: &str) -> Result<Option<(String, bool)>> {

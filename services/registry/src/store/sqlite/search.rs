@@ -2,14 +2,18 @@
 //!
 //! Statistics are never gathered, so where the planner would go another way, an index is
 //! named, and CROSS JOIN keeps the order of tables.
+//!
+//! SQLite reads a bare `LIMIT ?` into the plan, and then makes the plan anew for each call
+//! (`sqlite3ExprIsInteger`), which takes longer than most of them: so it is `LIMIT ? + 0`.
 
-use sqlx::{QueryBuilder, Sqlite};
+use sqlx::{QueryBuilder, Sqlite, SqliteExecutor, pool::PoolConnection};
+use tonic::async_trait;
 
-use super::{SqliteStore, json};
+use super::json;
 use crate::{
     error::Result,
     store::{
-        LabelRecord, LabelTexts, Posting,
+        LabelReader, LabelRecord, LabelTexts, Posting, SaeFilter,
         rows::{LABEL_COLUMNS, LabelRow, prefix_end},
     },
 };
@@ -20,16 +24,37 @@ pub(super) fn select_labels(from: &str) -> QueryBuilder<Sqlite> {
     query
 }
 
-impl SqliteStore {
-    pub(super) async fn labels(&self, mut query: QueryBuilder<Sqlite>) -> Result<Vec<LabelRecord>> {
-        let rows: Vec<LabelRow> = query.build_query_as().fetch_all(&self.readers).await?;
-        rows.into_iter().map(LabelRow::into_record).collect()
+pub(super) async fn labels(
+    executor: impl SqliteExecutor<'_>,
+    mut query: QueryBuilder<Sqlite>,
+) -> Result<Vec<LabelRecord>> {
+    let rows: Vec<LabelRow> = query.build_query_as().fetch_all(executor).await?;
+    rows.into_iter().map(LabelRow::into_record).collect()
+}
+
+/// Of one search.
+pub(super) struct Reader(pub(super) PoolConnection<Sqlite>);
+
+#[async_trait]
+impl LabelReader for Reader {
+    async fn sae_keys(&mut self, filter: &SaeFilter) -> Result<Vec<i64>> {
+        let SaeFilter {
+            key,
+            model_id,
+            hook_name,
+        } = filter;
+        Ok(sqlx::query_scalar(
+            "SELECT id FROM saes WHERE (?1 IS NULL OR id = ?1) \
+             AND (?2 IS NULL OR model_id = ?2) AND (?3 IS NULL OR hook_name = ?3) ORDER BY id",
+        )
+        .bind(key)
+        .bind(model_id)
+        .bind(hook_name)
+        .fetch_all(&mut *self.0)
+        .await?)
     }
 
-    pub(super) async fn find_labels_by_text(
-        &self,
-        texts: LabelTexts<'_>,
-    ) -> Result<Vec<LabelRecord>> {
+    async fn labels_by_text(&mut self, texts: LabelTexts<'_>) -> Result<Vec<LabelRecord>> {
         let LabelTexts {
             saes,
             text,
@@ -54,41 +79,35 @@ impl SqliteStore {
             query.push(") AND l.folded < ").push_bind(prefix_end(text));
         }
         query.push(" ORDER BY s.id, l.folded, l.id LIMIT ");
-        query.push_bind(limit);
-        self.labels(query).await
+        query.push_bind(limit).push(" + 0");
+        labels(&mut *self.0, query).await
     }
 
-    pub(super) async fn find_labels_by_key(&self, keys: &[i64]) -> Result<Vec<LabelRecord>> {
+    async fn labels_by_key(&mut self, keys: &[i64]) -> Result<Vec<LabelRecord>> {
         let mut query = select_labels("json_each(");
         query.push_bind(json(keys));
         query.push(") k CROSS JOIN labels l ON l.id = k.value CROSS JOIN saes s ON s.id = l.sae");
-        self.labels(query).await
+        labels(&mut *self.0, query).await
     }
 
-    pub(super) async fn find_vocabulary(
-        &self,
-        after: i64,
-        limit: u32,
-    ) -> Result<Vec<(i64, String)>> {
-        Ok(
-            sqlx::query_as(
-                "SELECT id, word FROM label_vocabulary WHERE id > ? ORDER BY id LIMIT ?",
-            )
-            .bind(after)
-            .bind(limit)
-            .fetch_all(&self.readers)
-            .await?,
+    async fn vocabulary(&mut self, after: i64, limit: u32) -> Result<Vec<(i64, String)>> {
+        Ok(sqlx::query_as(
+            "SELECT id, word FROM label_vocabulary WHERE id > ? ORDER BY id LIMIT ? + 0",
         )
+        .bind(after)
+        .bind(limit)
+        .fetch_all(&mut *self.0)
+        .await?)
     }
 
-    pub(super) async fn find_postings(&self, saes: &[i64], words: &[i64]) -> Result<Vec<Posting>> {
+    async fn postings(&mut self, saes: &[i64], words: &[i64]) -> Result<Vec<Posting>> {
         let rows: Vec<(i64, i64, i64, Vec<u8>)> = sqlx::query_as(
             "SELECT p.sae, p.word, p.first, p.labels FROM json_each(?) s CROSS JOIN json_each(?) w \
              CROSS JOIN label_postings p ON p.sae = s.value AND p.word = w.value",
         )
         .bind(json(saes))
         .bind(json(words))
-        .fetch_all(&self.readers)
+        .fetch_all(&mut *self.0)
         .await?;
         let postings = rows.into_iter().map(|(sae, word, first, labels)| Posting {
             sae,

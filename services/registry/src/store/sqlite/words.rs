@@ -41,7 +41,7 @@ pub(super) async fn index_words(
     let mut gathered = Gathered::default();
     loop {
         let labels: Vec<(i64, String)> = sqlx::query_as(
-            "SELECT id, folded FROM labels WHERE id > ? AND +sae = ? ORDER BY id LIMIT ?",
+            "SELECT id, folded FROM labels WHERE id > ? AND +sae = ? ORDER BY id LIMIT ? + 0",
         )
         .bind(after)
         .bind(sae)
