@@ -12,7 +12,7 @@ import argparse, json, os, pathlib, re, subprocess, sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 TABLE = HERE / "instructions.json"
-FORMATS = ["f32", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4k", "q5k", "q6k"]
+FORMATS = ["f32", "q5_0", "q8_0", "q4k", "q6k"]
 WORKS = ["p64", "1", "16"]
 ALLOWED = 1.10
 
