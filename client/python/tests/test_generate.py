@@ -86,24 +86,24 @@ def test_probes_conditions_and_telemetry(client: Client) -> None:
     generation = client.generate(
         "Write a haiku.",
         add_generation_prompt=True,
-        seed=7,
-        feature={"ice-hockey": "1max"},
-        when="space>3:once",
-        probe=["space", "cav:birds"],
-        stop_when="ice-hockey>9000",
+        seed=10,
+        feature={"baseball": "1max"},
+        when="trains>3:once",
+        probe=["trains", "cav:birds"],
+        stop_when="baseball>9000",
         kl=True,
         edit_norms=True,
         compare=True,
     )
-    assert generation.probe_names == ["space", "cav:birds"]
-    values = generation.probe("space", "steered")
+    assert generation.probe_names == ["trains", "cav:birds"]
+    values = generation.probe("trains", "steered")
     assert len(values) == len(generation["steered"].token_ids)
     assert np.isnan(values[-1])
     assert np.nanmax(values) > 0
     assert (generation["baseline"].kl_divergence == 0).all()
     assert generation["steered"].kl_divergence.max() > 0
     # The largest activation is the registry's.
-    largest = client.registry.feature("ice-hockey").max_activation
+    largest = client.registry.feature("baseball").max_activation
     assert generation["steered"].interventions[0].edit == f"set {largest:g}"
     assert generation["steered"].interventions[0].gate_firings > 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from conftest import DEMO, demo_file
@@ -9,16 +11,17 @@ from conftest import DEMO, demo_file
 from steer import Client, NotFound, v1
 
 HOOK = "blocks.3.hook_resid_post"
+ICE_HOCKEY = json.loads((DEMO / "labels.json").read_text())["ice-hockey"]
 
 
 def test_search_and_listings(client: Client) -> None:
     found = client.registry.search("hockey")
     assert [one.label for one in found] == ["ice-hockey"]
     table = found.to_pandas()
-    assert table.loc[0, "feature_index"] == 167
+    assert table.loc[0, "feature_index"] == ICE_HOCKEY
     listed = client.registry.features("demo")
     with_candidates = client.registry.features("demo", candidates=True)
-    assert 0 < len(listed) < len(with_candidates)
+    assert 0 < len(listed) <= len(with_candidates)
     assert len(client.registry.features("demo", limit=3)) == 3
     assert [sae.sae_id for sae in client.registry.saes()] == ["demo"]
     assert "birds" in [cav.name for cav in client.registry.cavs("bi")]
@@ -26,7 +29,7 @@ def test_search_and_listings(client: Client) -> None:
 
 
 def test_a_feature_comes_with_its_vectors(client: Client) -> None:
-    feature = client.registry.feature(167, sae="demo")
+    feature = client.registry.feature(ICE_HOCKEY, sae="demo")
     assert (feature.label, feature.hook_name) == ("ice-hockey", HOOK)
     assert feature.encoder.shape == feature.decoder.shape == (128,)
 
