@@ -22,15 +22,15 @@ pub(super) struct Activations {
 }
 
 impl Activations {
-    pub(super) fn new(x: &[f32], k: usize, formats: impl Iterator<Item = Format> + Clone) -> Self {
-        let quantized = |format: Format| format.is_quantized();
+    pub(super) fn new(x: &[f32], k: usize, formats: &[Format]) -> Self {
+        let mut kinds = formats.iter().map(|format| format.is_quantized());
         let none = &x[..0];
-        let floats = if formats.clone().all(quantized) {
+        let floats = if kinds.clone().all(|quantized| quantized) {
             none
         } else {
             x
         };
-        let integers = if formats.clone().any(quantized) {
+        let integers = if kinds.any(|quantized| quantized) {
             x
         } else {
             none

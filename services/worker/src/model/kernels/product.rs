@@ -28,7 +28,8 @@ pub(in crate::model) fn products(x: &[f32], m: usize, matrices: &[Weights<'_>]) 
         assert_eq!(x.len(), m * weights.in_width);
         assert_eq!(weights.bytes.len(), weights.out_width * weights.bytes_of(k));
     }
-    let rows = Activations::new(x, k, matrices.iter().map(|w| w.format));
+    let formats: Vec<_> = matrices.iter().map(|w| w.format).collect();
+    let rows = Activations::new(x, k, &formats);
     let empty = |w: &Weights<'_>| vec![0.0; m * w.out_width];
     let mut results: Vec<_> = matrices.iter().map(empty).collect();
     let mut tasks = Vec::new();

@@ -64,7 +64,7 @@ fn product(x: &[f32], m: usize, weights: Weights<'_>) -> Vec<f32> {
 /// The product without any instruction set's own operations.
 fn portable(x: &[f32], m: usize, weights: Weights<'_>) -> Vec<f32> {
     let mut out = vec![0.0; m * weights.out_width];
-    let x = Activations::new(x, weights.in_width, [weights.format].into_iter());
+    let x = Activations::new(x, weights.in_width, &[weights.format]);
     for columns in split(&x, &weights, &mut out) {
         columns.run::<false>(Portable::<false>);
     }
