@@ -15,9 +15,16 @@ use steering_proto::{
     payload::{Activation, InputNormalization, SaeFeature},
 };
 use steering_worker::{
-    model::{Batch, Chunk, KvCache, LoadOptions, Logits, Model, Precision, compute_on_this_thread},
+    model::{
+        Batch, Chunk, KvCache, LoadOptions, Logits, Model, Precision, argmax,
+        compute_on_this_thread,
+    },
     steering::{Participant, Program, ProgramSpec, SteeringState, StepHook},
 };
+
+/// The worker's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Result<()> {
     compute_on_this_thread();
@@ -105,26 +112,20 @@ impl Work {
 
     /// Tokens per second.
     fn rate(&self, model: &Model) -> Result<f64> {
-        let mut cache = model.new_cache(self.sequences);
+        let mut room = (model.new_cache(self.sequences), Vec::new());
         let programs = (0..self.sequences)
             .map(|seed| self.program(model, seed))
             .collect::<Result<Vec<_>>>()?;
         let first: Vec<u32> = (0..self.prompt as u32).map(|i| 1000 + 7 * i).collect();
         let began = Instant::now();
-        let mut next = step(
-            model,
-            &mut cache,
-            &programs,
-            0,
-            &vec![first; self.sequences],
-        )?;
+        let mut next = step(model, &mut room, &programs, 0, &vec![first; self.sequences])?;
         if self.steps == 0 {
             return Ok(self.prompt as f64 / began.elapsed().as_secs_f64());
         }
         let began = Instant::now();
         for i in 0..self.steps {
             let tokens: Vec<_> = next.iter().map(|&token| vec![token]).collect();
-            next = step(model, &mut cache, &programs, self.prompt + i, &tokens)?;
+            next = step(model, &mut room, &programs, self.prompt + i, &tokens)?;
         }
         Ok((self.sequences * self.steps) as f64 / began.elapsed().as_secs_f64())
     }
@@ -177,7 +178,7 @@ impl Work {
 /// Reads every sequence's tokens and returns its most likely next token.
 fn step(
     model: &Model,
-    cache: &mut KvCache,
+    (cache, logits): &mut (KvCache, Vec<f32>),
     programs: &[Program],
     start: usize,
     tokens: &[Vec<u32>],
@@ -208,14 +209,7 @@ fn step(
         Participant::new(program, state, tokens)
     });
     let mut hook = StepHook::new(participants.collect());
-    let logits = model.forward(&batch, cache, &mut hook)?;
-    let rows = logits.map_or(Ok(Vec::new()), |logits| logits.to_vec2::<f32>())?;
-    let best = |row: &Vec<f32>| {
-        let start = (0, f32::NEG_INFINITY);
-        let larger = |best: (usize, f32), (i, &logit): (usize, &f32)| {
-            if logit > best.1 { (i, logit) } else { best }
-        };
-        row.iter().enumerate().fold(start, larger).0 as u32
-    };
-    Ok(rows.iter().map(best).collect())
+    model.forward(&batch, cache, &mut hook, logits)?;
+    let rows = logits.chunks_exact(model.config().vocab_size);
+    Ok(rows.map(argmax).collect())
 }

@@ -44,7 +44,7 @@ fn main() -> Result<()> {
         let batch = Batch {
             chunks: (0..sequences).map(chunk).collect(),
         };
-        model.forward(&batch, &mut cache, &mut NoHook)?;
+        model.forward(&batch, &mut cache, &mut NoHook, &mut Vec::new())?;
     }
     Ok(())
 }

@@ -81,6 +81,8 @@ struct Engine {
     backlog: Backlog,
     running: Vec<Sequence>,
     cache: KvCache,
+    /// Of the last step, row after row.
+    logits: Vec<f32>,
     free_slots: Vec<usize>,
     prefixes: PrefixCache,
     pacer: Pacer,
@@ -105,6 +107,7 @@ impl Engine {
             backlog: Backlog::default(),
             running: Vec::new(),
             cache,
+            logits: Vec::new(),
             free_slots: (0..config.max_sequences).rev().collect(),
             prefixes: PrefixCache::new(config.prefix_cache_bytes),
             pacer: Pacer::new(config.prompt_tokens_per_step, config.max_stall),
@@ -221,7 +224,7 @@ impl Engine {
             return;
         }
         match self.forward(&placed) {
-            Ok(logits) => self.advance(&placed, &logits),
+            Ok(()) => self.advance(&placed),
             Err(e) => {
                 tracing::error!("a step failed: {e}");
                 for placed in &placed {
@@ -243,8 +246,8 @@ impl Engine {
         });
     }
 
-    /// Runs the model over a batch. Returns the rows of logits, end to end.
-    fn forward(&mut self, placed: &[Placed]) -> candle_core::Result<Vec<f32>> {
+    /// Runs the model over a batch.
+    fn forward(&mut self, placed: &[Placed]) -> candle_core::Result<()> {
         let mut lanes: Vec<Vec<Option<&mut Lane>>> = self
             .running
             .iter_mut()
@@ -259,13 +262,15 @@ impl Engine {
         let batch = Batch {
             chunks: placed.iter().map(|placed| placed.chunk.clone()).collect(),
         };
-        let logits = self.model.forward(&batch, &mut self.cache, &mut hook)?;
-        logits.map_or(Ok(Vec::new()), |logits| logits.flatten_all()?.to_vec1())
+        let logits = &mut self.logits;
+        self.model
+            .forward(&batch, &mut self.cache, &mut hook, logits)
     }
 
     /// Hands every sequence of the step its rows of logits.
-    fn advance(&mut self, placed: &[Placed], logits: &[f32]) {
-        let mut rows = logits.chunks_exact(self.model.config().vocab_size);
+    fn advance(&mut self, placed: &[Placed]) {
+        let vocabulary = self.model.config().vocab_size;
+        let mut rows = self.logits.chunks_exact(vocabulary);
         let mut shares: Vec<(usize, [Vec<&[f32]>; 2])> =
             vec![Default::default(); self.running.len()];
         for Placed { member, chunk, .. } in placed {
@@ -285,11 +290,12 @@ impl Engine {
             .zip(&shares)
             .filter(|(_, (n, _))| *n > 0)
             .for_each(|(sequence, (n, by_lane))| sequence.advance(*n, &by_lane.concat()));
-        for (index, (n, _)) in shares.iter().enumerate() {
+        let counts: Vec<usize> = shares.into_iter().map(|(n, _)| n).collect();
+        for (index, n) in counts.into_iter().enumerate() {
             let Sequence {
                 prompt_len, read, ..
             } = self.running[index];
-            if *n > 0 && (read - n..read).contains(&(prompt_len - 1)) {
+            if n > 0 && (read - n..read).contains(&(prompt_len - 1)) {
                 self.keep_prompt(index);
             }
         }

@@ -6,6 +6,11 @@ use steering_service::{logging, run_to_end, settings, stop_signal};
 use steering_worker::{Config, WorkerError};
 use tokio::net::TcpListener;
 
+/// Every step needs the same large buffers again. The system's allocator would give them
+/// back and get them as pages to be cleared anew: a tenth of the time of a large batch.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let config: Config = settings::load();
     let served = run_to_end(serve(config)).map_err(WorkerError::from);

@@ -20,8 +20,9 @@ use steering_proto::HookPoint;
 
 pub use config::{ConfigError, ModelConfig};
 pub use decoder::Model;
+pub use kernels::argmax;
 pub use kernels::compute_on_this_thread;
-pub(crate) use kernels::{argmax, at_least_kth, log_sum_exp};
+pub(crate) use kernels::{at_least_kth, log_sum_exp};
 pub use kv_cache::{KvCache, KvSnapshot};
 pub(crate) use load::read_gguf_header;
 pub use load::{LoadError, LoadOptions, Precision};

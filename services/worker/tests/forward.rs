@@ -52,14 +52,20 @@ fn step(
     hook: &mut dyn Hook,
 ) -> candle_core::Result<Vec<Rows>> {
     let lengths: Vec<usize> = chunks.iter().map(|chunk| chunk.tokens.len()).collect();
-    let logits = model.forward(&Batch { chunks }, cache, hook)?;
-    let rows = logits.expect("asked for").to_vec2::<f32>()?;
-    let bits = |row: &Vec<f32>| row.iter().map(|v| v.to_bits()).collect();
-    let mut rows = rows.iter().map(bits);
+    let mut logits = Vec::new();
+    model.forward(&Batch { chunks }, cache, hook, &mut logits)?;
+    let mut rows = bits(model, &logits).into_iter();
     Ok(lengths
         .iter()
         .map(|&n| rows.by_ref().take(n).collect())
         .collect())
+}
+
+/// The bits of rows of logits.
+fn bits(model: &Model, logits: &[f32]) -> Rows {
+    let rows = logits.chunks_exact(model.config().vocab_size);
+    rows.map(|row| row.iter().map(|v| v.to_bits()).collect())
+        .collect()
 }
 
 /// Reads tokens from position `start` on, `size` at a time.

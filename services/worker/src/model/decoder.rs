@@ -7,7 +7,7 @@ use super::{
     Batch, Hook, ModelConfig,
     attention::Attention,
     kv_cache::{KvCache, KvShape},
-    layers::{Linear, Matrix, Mlp, RmsNorm, add, softcap},
+    layers::{Linear, Matrix, Mlp, RmsNorm, add},
     rope::{Rope, Rotation},
     step::{Span, Step},
 };
@@ -89,14 +89,16 @@ impl Model {
         }
     }
 
-    /// Reads a batch of tokens. Returns logits in f32, `[rows, vocab_size]`,
-    /// one row per token whose logits the batch asks for; `None` if none.
+    /// Reads a batch of tokens. `logits` becomes `[rows, vocab_size]`, one row
+    /// per token whose logits the batch asks for; a step's are megabytes, so that
+    /// its memory is worth keeping for the next.
     pub fn forward(
         &self,
         batch: &Batch,
         cache: &mut KvCache,
         hook: &mut dyn Hook,
-    ) -> Result<Option<Tensor>> {
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
         let step = Step::new(batch, self.layers.len())?;
         let mut pass = Pass {
             rotations: self.rotations(&step)?,
@@ -109,7 +111,7 @@ impl Model {
         for index in 0..self.layers.len() {
             x = pass.layer(index, x)?;
         }
-        self.logits(&x, &batch.logit_rows())
+        self.logits(&x, &batch.logit_rows(), logits)
     }
 
     /// Logit lens of a direction: `W_U · norm(direction)` with the final norm
@@ -152,14 +154,14 @@ impl Model {
             .collect()
     }
 
-    fn logits(&self, x: &Tensor, rows: &[u32]) -> Result<Option<Tensor>> {
+    fn logits(&self, x: &Tensor, rows: &[u32], out: &mut Vec<f32>) -> Result<()> {
         if rows.is_empty() {
-            return Ok(None);
+            out.clear();
+            return Ok(());
         }
         let rows = Tensor::new(rows, &self.device)?;
         let x = self.norm.forward(&x.index_select(&rows, 0)?)?;
-        let logits = softcap(self.head.forward(&x)?, self.config.final_softcap)?;
-        logits.to_dtype(DType::F32).map(Some)
+        self.head.write_capped(&x, self.config.final_softcap, out)
     }
 }
 

@@ -26,9 +26,10 @@ pub(super) use attention::{Rules, Sequence, attention};
 use dispatch::{Kernel, dispatch};
 use formats::each_block;
 use isa::Isa;
-pub(super) use product::products;
+pub(super) use product::{product, products};
 pub(super) use rows::{Gate, Norm, add, gated, normed, rotated, softcapped};
-pub(crate) use vocabulary::{argmax, at_least_kth, log_sum_exp};
+pub use vocabulary::argmax;
+pub(crate) use vocabulary::{at_least_kth, log_sum_exp};
 
 /// Multiplications below which other threads are not worth waking.
 const ALONE: usize = 1 << 17;
@@ -204,13 +205,6 @@ impl Unpacked<'_> {
             });
         }
     }
-}
-
-/// The sum of all lanes, in one fixed order.
-#[inline(always)]
-fn total(lanes: [f32; 8]) -> f32 {
-    let [a, b, c, d, e, f, g, h] = lanes;
-    ((a + e) + (c + g)) + ((b + f) + (d + h))
 }
 
 #[cfg(test)]

@@ -145,6 +145,33 @@ impl Linear {
             .map_err(|_| candle_core::Error::Msg(format!("{n} products of {N} maps")))
     }
 
+    /// [`Self::forward`] of few rows to very many columns and a [`softcap`], to `out`
+    /// in f32.
+    pub(super) fn write_capped(
+        &self,
+        x: &Tensor,
+        cap: Option<f64>,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        if is_native(x) && self.bias.is_none() {
+            let x = x.contiguous()?;
+            let stored = self.weight.stored()?;
+            let weights = stored.weights()?;
+            let m = x.dim(0)?;
+            out.resize(m * weights.out_width, 0.0);
+            kernels::product(Floats::of(&x).slice()?, m, &weights, out);
+            if let Some(cap) = cap {
+                kernels::softcapped(out, cap as f32);
+            }
+            return Ok(());
+        }
+        let y = softcap(self.forward(x)?, cap)?.to_dtype(DType::F32)?;
+        let y = y.to_device(&Device::Cpu)?.contiguous()?;
+        out.clear();
+        out.extend_from_slice(Floats::of(&y).slice()?);
+        Ok(())
+    }
+
     fn products_on_cpu<const N: usize>(maps: [&Self; N], x: &Tensor) -> Result<Vec<Tensor>> {
         let m = x.dim(0)?;
         let floats = x.to_dtype(DType::F32)?.contiguous()?;

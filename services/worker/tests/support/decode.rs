@@ -1,6 +1,5 @@
 //! Decoding the cases of a fixture with the reference's own tokens.
 
-use candle_core::Tensor;
 use steering_proto::intervention::Token;
 use steering_worker::{
     model::{Batch, Chunk, KvCache, Logits, Model},
@@ -125,13 +124,14 @@ pub(crate) fn decode(
         }
         let batch = Batch { chunks };
         let mut hook = StepHook::new(participants);
-        let logits = model.forward(&batch, cache, &mut hook).expect("forward");
-        let rows = logits.map(|t: Tensor| t.to_vec2::<f32>().expect("f32"));
-        let mut rows = rows.into_iter().flatten();
+        let mut logits = Vec::new();
+        let read = model.forward(&batch, cache, &mut hook, &mut logits);
+        read.expect("forward");
+        let mut rows = logits.chunks_exact(model.config().vocab_size);
         for run in runs.iter_mut().filter(|run| !run.done()) {
             run.read += run.next(prompt_chunk);
             if run.read >= run.case.prompt_token_ids.len() {
-                run.logits.push(rows.next().expect("a row"));
+                run.logits.push(rows.next().expect("a row").to_vec());
             }
         }
     }

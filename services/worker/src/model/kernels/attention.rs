@@ -13,9 +13,8 @@ use rayon::prelude::*;
 use super::{
     ALONE,
     dispatch::{Kernel, dispatch},
-    isa::Isa,
+    isa::{Isa, total},
     math::{exp, tanh},
-    total,
 };
 
 /// Partial sums of a dot product.

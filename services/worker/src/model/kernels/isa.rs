@@ -63,6 +63,18 @@ pub(super) trait Isa: Copy + Send + Sync {
     /// Asks for bytes to be brought to the cache. Several rows are read at a
     /// time, which the processor doesn't foresee by itself.
     fn prefetch(self, _: &[u8]) {}
+    /// The [total] of each.
+    #[inline(always)]
+    fn totals(self, four: [Self::Floats; 4]) -> [f32; 4] {
+        four.map(|lanes| total(self.array(lanes)))
+    }
+}
+
+/// The sum of all lanes, in one fixed order.
+#[inline(always)]
+pub(super) fn total(lanes: [f32; 8]) -> f32 {
+    let [a, b, c, d, e, f, g, h] = lanes;
+    ((a + e) + (c + g)) + ((b + f) + (d + h))
 }
 
 /// Any machine. `FMA`: whether it has a fused multiply-add.

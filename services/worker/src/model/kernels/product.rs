@@ -23,26 +23,39 @@ const GROUP: usize = 8;
 /// # Panics
 /// If the lengths do not fit together: a mistake of the caller's.
 pub(in crate::model) fn products(x: &[f32], m: usize, matrices: &[Weights<'_>]) -> Vec<Vec<f32>> {
-    let k = x.len() / m;
-    for weights in matrices {
-        assert_eq!(x.len(), m * weights.in_width);
-        assert_eq!(weights.bytes.len(), weights.out_width * weights.bytes_of(k));
-    }
-    let formats: Vec<_> = matrices.iter().map(|w| w.format).collect();
-    let rows = Activations::new(x, k, &formats);
     let empty = |w: &Weights<'_>| vec![0.0; m * w.out_width];
     let mut results: Vec<_> = matrices.iter().map(empty).collect();
+    let each = matrices.iter().zip(&mut results);
+    write(x, m, each.map(|(w, y)| (w, &mut y[..])).collect());
+    results
+}
+
+/// `x · Wᵀ` as [`products`], to where it belongs.
+///
+/// # Panics
+/// If the lengths do not fit together: a mistake of the caller's.
+pub(in crate::model) fn product(x: &[f32], m: usize, weights: &Weights<'_>, y: &mut [f32]) {
+    write(x, m, vec![(weights, y)]);
+}
+
+fn write(x: &[f32], m: usize, products: Vec<(&Weights<'_>, &mut [f32])>) {
+    let k = x.len() / m;
+    let formats: Vec<_> = products.iter().map(|(w, _)| w.format).collect();
+    let rows = Activations::new(x, k, &formats);
+    let mut work = 0;
     let mut tasks = Vec::new();
-    for (weights, result) in matrices.iter().zip(&mut results) {
-        tasks.extend(split(&rows, weights, result));
+    for (weights, y) in products {
+        assert_eq!(x.len(), m * weights.in_width);
+        assert_eq!(y.len(), m * weights.out_width);
+        assert_eq!(weights.bytes.len(), weights.out_width * weights.bytes_of(k));
+        work += m * k * weights.out_width;
+        tasks.extend(split(&rows, weights, y));
     }
-    let work: usize = matrices.iter().map(|w| m * k * w.out_width).sum();
     if work < ALONE {
         tasks.into_iter().for_each(dispatch);
     } else {
         tasks.into_par_iter().for_each(dispatch);
     }
-    results
 }
 
 /// Cuts a product by columns of the result.

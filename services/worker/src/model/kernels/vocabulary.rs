@@ -25,7 +25,7 @@ pub(crate) fn log_sum_exp(logits: &[f32]) -> f32 {
 }
 
 /// The first of the largest logits, as `torch.argmax`.
-pub(crate) fn argmax(logits: &[f32]) -> u32 {
+pub fn argmax(logits: &[f32]) -> u32 {
     let most = largest(logits);
     logits.iter().position(|&l| l == most).unwrap_or(0) as u32
 }

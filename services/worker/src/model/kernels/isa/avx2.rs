@@ -3,15 +3,17 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _MM_HINT_T0, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtsi64_si128,
-    _mm_cvtss_f32, _mm_prefetch, _mm_srli_epi16, _mm_srli_si128, _mm256_abs_epi8, _mm256_add_epi16,
-    _mm256_add_epi32, _mm256_and_si256, _mm256_castsi256_si128, _mm256_cmpeq_epi8,
-    _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_extracti128_si256,
-    _mm256_fmadd_ps, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_or_si256,
-    _mm256_permute2x128_si256, _mm256_set_m128i, _mm256_set1_epi8, _mm256_set1_epi16,
-    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_sign_epi8,
-    _mm256_slli_epi16, _mm256_srli_epi16, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64,
-    _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
+    __m128i, __m256, __m256i, _MM_HINT_T0, _mm_add_ps, _mm_cvtph_ps, _mm_cvtsi32_si128,
+    _mm_cvtsi64_si128, _mm_cvtss_f32, _mm_movehl_ps, _mm_movelh_ps, _mm_prefetch, _mm_srli_epi16,
+    _mm_srli_si128, _mm_unpackhi_ps, _mm_unpacklo_ps, _mm256_abs_epi8, _mm256_add_epi16,
+    _mm256_add_epi32, _mm256_and_si256, _mm256_castps256_ps128, _mm256_castsi256_si128,
+    _mm256_cmpeq_epi8, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps,
+    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_or_si256, _mm256_permute2x128_si256,
+    _mm256_set_m128i, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_sign_epi8, _mm256_slli_epi16,
+    _mm256_srli_epi16, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi32,
+    _mm256_unpacklo_epi64,
 };
 
 use super::Isa;
@@ -165,6 +167,24 @@ impl Isa for Avx2 {
                 _mm256_permute2x128_si256::<0x31>(top[2], bottom[2]),
                 _mm256_permute2x128_si256::<0x31>(top[3], bottom[3]),
             ]
+        }
+    }
+
+    #[inline(always)]
+    fn totals(self, four: [__m256; 4]) -> [f32; 4] {
+        unsafe {
+            let halves = four.map(|lanes| {
+                _mm_add_ps(
+                    _mm256_castps256_ps128(lanes),
+                    _mm256_extractf128_ps::<1>(lanes),
+                )
+            });
+            let [a, b, c, d] = halves;
+            let (ab, ab_) = (_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+            let (cd, cd_) = (_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+            let even = _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movelh_ps(ab_, cd_));
+            let odd = _mm_add_ps(_mm_movehl_ps(cd, ab), _mm_movehl_ps(cd_, ab_));
+            bytemuck::cast(_mm_add_ps(even, odd))
         }
     }
 

@@ -4,8 +4,7 @@ use super::{Columns, ahead};
 use crate::model::kernels::{
     activations::{PER_TILE, Piece, TILE, Tile},
     formats::Floats,
-    isa::Isa,
-    total,
+    isa::{Isa, total},
 };
 
 /// Weight rows multiplied together.
@@ -27,9 +26,7 @@ pub(super) fn compute<F: Floats>(mut columns: Columns<'_>, isa: impl Isa) {
         for (i, out) in groups.iter_mut().enumerate() {
             isa.prefetch(ahead(weights, i + 2, GROUP * row_bytes));
             let group = [(); GROUP].map(|()| rows.next().unwrap_or_default());
-            for (out, sum) in out.iter_mut().zip(row_sums::<F, _, _>(isa, group, x)) {
-                *out = total(isa.array(sum));
-            }
+            *out = isa.totals(row_sums::<F, _, _>(isa, group, x));
         }
         for (out, row) in rest.iter_mut().zip(rows) {
             let [sum] = row_sums::<F, _, _>(isa, [row], x);
@@ -59,8 +56,11 @@ pub(super) fn compute<F: Floats>(mut columns: Columns<'_>, isa: impl Isa) {
                 );
             }
             for (out, sums) in out.iter_mut().zip(&*sums) {
-                for (out, sum) in out[column..column + group].iter_mut().zip(sums) {
-                    *out = total(isa.array(*sum));
+                let totals = isa.totals(*sums);
+                let out = &mut out[column..column + group];
+                match out.as_mut_array() {
+                    Some(out) => *out = totals,
+                    None => out.copy_from_slice(&totals[..group]),
                 }
             }
         }

@@ -126,7 +126,10 @@ pub(super) fn compute<F: Quantized, I: Isa>(mut columns: Columns<'_>, isa: I) {
             }
             for (out, sums) in out.iter_mut().zip(&*sums) {
                 let out = &mut out[column..=last.min(column + GROUP - 1)];
-                out.copy_from_slice(&isa.array(*sums)[..out.len()]);
+                match out.as_mut_array() {
+                    Some(out) => *out = isa.array(*sums),
+                    None => out.copy_from_slice(&isa.array(*sums)[..out.len()]),
+                }
             }
         }
     }
