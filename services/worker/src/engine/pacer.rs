@@ -7,6 +7,11 @@ const SMOOTHING: f64 = 0.2;
 /// Prompt tokens beside decoding rows until both have been measured.
 const CAUTIOUS: usize = 16;
 
+/// Steps of both until one without prompts. What a prompt's rows cost is what a step
+/// takes beyond that: where the machine has become slower since, few rows would look dear,
+/// fewer would be read, and look dearer yet.
+const REMEASURE: u32 = 8;
+
 /// Learns what steps cost, and bounds the prompt tokens of a step so that they
 /// lengthen the step of those who decode by a given share at most.
 ///
@@ -22,6 +27,8 @@ pub(super) struct Pacer {
     decode: Option<(f64, f64)>,
     /// Seconds of one more prompt row.
     prompt_row: Option<f64>,
+    /// Steps of both since the last that only decoded.
+    mixed: u32,
 }
 
 /// What a step was made of.
@@ -39,21 +46,26 @@ impl Pacer {
             max_stall,
             decode: None,
             prompt_row: None,
+            mixed: 0,
         }
     }
 
     /// Prompt rows for a step in which `decode_rows` sequences decode and
     /// `prompts` read. Where more wait for their first token than decode, they
-    /// may hold those up in proportion: many should not wait for one.
+    /// may hold those up in proportion and for longer in proportion: many should
+    /// not wait for one. 0 where this step is to decode only.
     pub(super) fn prompt_budget(&self, decode_rows: usize, prompts: usize) -> usize {
         if decode_rows == 0 {
             return self.max_tokens;
         }
+        if self.mixed >= REMEASURE {
+            return 0;
+        }
         let crowd = (prompts as f64 / decode_rows as f64).max(1.0);
-        let (Some((decode, _)), Some(row)) = (self.decode, self.prompt_row) else {
+        let (Some(decode), Some(row)) = (self.decode_cost(decode_rows), self.prompt_row) else {
             return CAUTIOUS.min(self.max_tokens);
         };
-        let affordable = crowd * self.max_stall * decode / row.max(1e-9);
+        let affordable = crowd * crowd * self.max_stall * decode / row.max(1e-9);
         (affordable as usize).clamp(1, self.max_tokens)
     }
 
@@ -75,13 +87,24 @@ impl Pacer {
         } else if let Some(row) = self.row_cost(decode_rows, prompt_rows, seconds) {
             self.prompt_row = Some(self.prompt_row.map_or(row, |mean| smooth(mean, row)));
         }
+        self.mixed = match (decode_rows, prompt_rows) {
+            (1.., 1..) => self.mixed + 1,
+            _ => 0,
+        };
+    }
+
+    /// Seconds of a step that only decodes. More rows than were measured cost at
+    /// least what a prompt's do.
+    fn decode_cost(&self, rows: usize) -> Option<f64> {
+        let (mean, known) = self.decode?;
+        let row = self.prompt_row.unwrap_or_default();
+        Some(mean + row * (rows as f64 - known).max(0.0))
     }
 
     fn row_cost(&self, decode_rows: usize, prompt_rows: usize, seconds: f64) -> Option<f64> {
-        let base = match (decode_rows, self.decode) {
-            (0, _) => 0.0,
-            (_, Some((decode, _))) => decode,
-            (_, None) => return None,
+        let base = match decode_rows {
+            0 => 0.0,
+            rows => self.decode_cost(rows)?,
         };
         Some((seconds - base).max(0.0) / prompt_rows as f64)
     }
@@ -125,7 +148,23 @@ mod tests {
         pacer.observe(step(2, 0, 100));
         pacer.observe(step(2, 10, 120)); // 2 ms a row
         assert_eq!(pacer.prompt_budget(2, 2), 12);
-        assert_eq!(pacer.prompt_budget(2, 16), 100);
+        assert_eq!(pacer.prompt_budget(2, 4), 50);
+        assert_eq!(pacer.prompt_budget(2, 16), 512);
+        assert_eq!(pacer.prompt_budget(12, 12), 15); // 10 rows more: 120 ms
+    }
+
+    #[test]
+    fn a_slower_machine_does_not_starve_prompts() {
+        let mut pacer = Pacer::new(512, 0.25);
+        pacer.observe(step(0, 100, 100)); // 1 ms a row
+        pacer.observe(step(16, 0, 100));
+        assert_eq!(pacer.prompt_budget(16, 1), 25);
+        // Everything takes twice as long.
+        for _ in 0..1000 {
+            let rows = pacer.prompt_budget(16, 1);
+            pacer.observe(step(16, rows, 200 + 2 * rows as u64));
+        }
+        assert!((24..=25).contains(&pacer.prompt_budget(16, 1)));
     }
 
     #[test]

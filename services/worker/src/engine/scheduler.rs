@@ -16,9 +16,12 @@ pub(super) struct Unit {
 /// Tokens per unit, 0 for those left out. Every unit that decodes reads its one
 /// token. Prompts share `prompt_budget` rows evenly by request, and what a
 /// short one leaves goes to the others, so that neither a long prompt nor a
-/// request with many variants stalls anyone.
+/// request with many variants stalls anyone. Without a budget none is read.
 pub(super) fn plan(units: &[Unit], prompt_budget: usize) -> Vec<usize> {
     let mut tokens: Vec<usize> = units.iter().map(|u| usize::from(u.decodes)).collect();
+    if prompt_budget == 0 {
+        return tokens;
+    }
     let mut jobs = prompts_by_job(units);
     // Those that need least come first and leave the rest of their share.
     jobs.sort_by(|a, b| cost(units, a).total_cmp(&cost(units, b)));
@@ -118,7 +121,12 @@ mod tests {
 
     #[test]
     fn the_oldest_prompt_always_moves() {
-        assert_eq!(plan(&[prompt(0, 9), prompt(1, 9)], 0), [1, 0]);
-        assert_eq!(plan(&[decode(0), prompt(1, 9)], 0), [1, 1]);
+        let heavy = |job| Unit {
+            weight: 4.0,
+            ..prompt(job, 9)
+        };
+        assert_eq!(plan(&[heavy(0), heavy(1)], 2), [1, 0]);
+        assert_eq!(plan(&[decode(0), heavy(1)], 1), [1, 1]);
+        assert_eq!(plan(&[decode(0), prompt(1, 9)], 0), [1, 0]);
     }
 }

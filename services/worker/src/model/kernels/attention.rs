@@ -22,7 +22,7 @@ const LANES: usize = 8;
 /// Query vectors that share a pass over keys and values.
 const TILE: usize = 16;
 /// Positions whose values are summed before the next vectors' turn.
-const BLOCK: usize = 64;
+const BLOCK: usize = 128;
 
 /// Sizes and rules of one layer's attention.
 #[derive(Debug, Clone, Copy)]
@@ -68,26 +68,33 @@ impl Rules {
 /// If the lengths do not fit together: a mistake of the caller's.
 pub(in crate::model) fn attention(rules: &Rules, sequences: &[Sequence<'_>]) -> Vec<f32> {
     let width = rules.n_heads * rules.head_dim;
-    let rows_per_tile = (TILE / rules.group()).max(1);
+    let seen = |sequence: &Sequence<'_>, row| rules.visible(sequence.start + row).len();
+    let rows_of = |sequence: &Sequence<'_>| sequence.queries.len() / width;
+    let work = |sequence: &Sequence<'_>| {
+        let n = rows_of(sequence);
+        seen(sequence, n - 1) * n * width
+    };
+    let all: usize = sequences.iter().map(work).sum();
+    // A tile is one thread's: of a few rows that see much, no thread should get most.
+    let fair = all / (2 * rayon::current_num_threads());
     let mut tiles = Vec::new();
-    let (mut first_row, mut work) = (0, 0);
+    let mut first_row = 0;
     for sequence in sequences {
-        let n = sequence.queries.len() / width;
+        let n = rows_of(sequence);
+        let fair = fair * n / work(sequence).max(1);
+        let rows_per_tile = (TILE / rules.group()).min(fair).max(1);
         for start in (0..n).step_by(rows_per_tile) {
-            let rows = start..n.min(start + rows_per_tile);
-            let seen = rules.visible(sequence.start + rows.end - 1).len();
-            work += seen * rows.len() * width;
             tiles.extend((0..rules.n_kv_heads).map(|kv_head| Tile {
                 rules,
                 sequence,
                 kv_head,
-                rows: rows.clone(),
+                rows: start..n.min(start + rows_per_tile),
                 out_row: first_row + start,
             }));
         }
         first_row += n;
     }
-    let outputs: Vec<Vec<f32>> = if work < ALONE || tiles.len() == 1 {
+    let outputs: Vec<Vec<f32>> = if all < ALONE || tiles.len() == 1 {
         tiles.iter().map(Tile::compute).collect()
     } else {
         tiles.par_iter().map(Tile::compute).collect()
@@ -195,6 +202,7 @@ fn all_scores(isa: impl Isa, queries: &[f32], keys: &[f32], head_dim: usize, sco
             match (few.len() / head_dim, pair.len() / head_dim) {
                 (4, 2) => dots::<4, 2, _>(isa, few, pair, &mut scores[at..], positions),
                 (4, _) => dots::<4, 1, _>(isa, few, pair, &mut scores[at..], positions),
+                (2, 2) => dots::<2, 2, _>(isa, few, pair, &mut scores[at..], positions),
                 (_, keys) => {
                     for (j, query) in few.chunks_exact(head_dim).enumerate() {
                         let scores = &mut scores[at + j * positions..];
@@ -232,10 +240,11 @@ fn dots<const Q: usize, const K: usize, I: Isa>(
             }
         }
     }
-    for (i, sums) in sums.into_iter().enumerate() {
-        for (j, sum) in sums.into_iter().enumerate() {
-            scores[i * stride + j] = total(isa.array(sum));
-        }
+    let (fours, rest) = sums.as_flattened().as_chunks::<4>();
+    let fours = fours.iter().flat_map(|four| isa.totals(*four));
+    let rest = rest.iter().map(|sum| total(isa.array(*sum)));
+    for (at, score) in fours.chain(rest).enumerate() {
+        scores[at / K * stride + at % K] = score;
     }
 }
 
@@ -374,7 +383,10 @@ fn accumulate<const R: usize, I: Isa>(
         }
         for (sums, out) in sums.into_iter().zip(out.chunks_exact_mut(head_dim)) {
             for (sum, out) in sums.into_iter().zip(out[d..d + width].chunks_mut(LANES)) {
-                out.copy_from_slice(&isa.array(sum)[..out.len()]);
+                match out.as_mut_array() {
+                    Some(out) => *out = isa.array(sum),
+                    None => out.copy_from_slice(&isa.array(sum)[..out.len()]),
+                }
             }
         }
     }
