@@ -62,6 +62,11 @@ impl Accepted {
 }
 
 impl Worker {
+    /// Refuses what the engine would refuse now.
+    pub(crate) fn check_room(&self) -> Result<(), RequestError> {
+        Ok(self.engine.check_room()?)
+    }
+
     /// Checks a request and hands it to the engine.
     pub(crate) fn accept(
         &self,

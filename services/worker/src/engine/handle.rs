@@ -93,6 +93,15 @@ impl Gauges {
 }
 
 impl EngineHandle {
+    /// Refuses what would be refused now, before anything is spent on it: under
+    /// overload, most of what arrives.
+    pub fn check_room(&self) -> Result<(), SubmitError> {
+        match self.gauges.waiting.load(Ordering::Acquire) {
+            waiting if waiting >= self.max_queued => Err(SubmitError::Full { waiting }),
+            _ => Ok(()),
+        }
+    }
+
     /// Queues a job, or refuses it at the door.
     pub fn submit(&self, job: Job) -> Result<(), SubmitError> {
         self.gauges.enter_queue(self.max_queued)?;
