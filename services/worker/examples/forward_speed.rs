@@ -42,6 +42,7 @@ fn main() -> Result<()> {
         precision: Precision::F32,
         quantize: None,
         dequantize: false,
+        map: true,
         device: Device::Cpu,
     };
     let model = Model::load_gguf(Path::new(&path), content, &options).map_err(Error::wrap)?;

@@ -69,6 +69,7 @@ fn model(format: &str) -> Result<Model> {
             name => Some(name.parse().map_err(Error::Msg)?),
         },
         dequantize: false,
+        map: true,
         device: Device::Cpu,
     };
     Model::load_hf(&config, &[weights], &options).map_err(Error::wrap)

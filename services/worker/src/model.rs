@@ -11,6 +11,7 @@ mod kernels;
 pub(crate) mod kv_cache;
 mod layers;
 mod load;
+mod matrix;
 mod rope;
 mod step;
 mod weights;

@@ -35,6 +35,7 @@ pub(crate) fn load(
         precision,
         quantize: config.quantize,
         dequantize: config.dequantize,
+        map: !config.no_mmap,
         device,
     };
     let resolved = source::resolve(&config.model, progress)?;

@@ -208,6 +208,33 @@ fn a_quantised_file_is_near_its_dequantised_self() {
 }
 
 #[test]
+fn a_mapped_file_is_the_same_as_a_copy() {
+    let folder = tempfile::tempdir().expect("folder");
+    let fixture = Fixture::load("qwen3");
+    let path = folder.path().join("model.gguf");
+    write_gguf(&fixture, &path, GgmlDType::Q5_0);
+    let header = || Content::read(&mut File::open(&path).expect("file")).expect("header");
+    let load = |map| {
+        let options = LoadOptions {
+            map,
+            ..f32_on_cpu()
+        };
+        Model::load_gguf(&path, header(), &options)
+    };
+    let case = fixture.case("two_layers");
+    let mapped = decode_alone(&load(true).expect("loads"), &fixture, case);
+    let copied = decode_alone(&load(false).expect("loads"), &fixture, case);
+    assert_eq!(mapped.logits, copied.logits);
+    let file = File::options().write(true).open(&path).expect("file");
+    let cut = header().tensor_data_offset + 100;
+    file.set_len(cut).expect("is cut");
+    for map in [true, false] {
+        let error = load(map).expect_err("the tensors are not there");
+        assert!(!error.to_string().is_empty(), "{error}");
+    }
+}
+
+#[test]
 fn metadata_that_is_not_understood_is_refused() {
     let folder = tempfile::tempdir().expect("folder");
     let path = folder.path().join("model.gguf");

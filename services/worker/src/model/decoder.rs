@@ -7,7 +7,8 @@ use super::{
     Batch, Hook, ModelConfig,
     attention::Attention,
     kv_cache::{KvCache, KvShape},
-    layers::{Linear, Matrix, Mlp, RmsNorm, add},
+    layers::{Linear, Mlp, RmsNorm, add},
+    matrix::Matrix,
     rope::{Rope, Rotation},
     step::{Span, Step},
 };

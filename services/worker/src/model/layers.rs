@@ -1,15 +1,11 @@
 //! Small layers: linear maps, norms, embeddings, the MLP.
 
-use std::{borrow::Cow, sync::Arc};
-
-use candle_core::{
-    CpuStorage, D, DType, Device, Layout, Module, Result, Storage, StorageRef, Tensor,
-    quantized::{QMatMul, QTensor},
-};
+use candle_core::{CpuStorage, D, DType, Device, Layout, Result, Storage, StorageRef, Tensor};
 
 use super::{
     config::Activation,
-    kernels::{self, Format, Gate, Norm, Weights},
+    kernels::{self, Gate, Norm},
+    matrix::Matrix,
 };
 
 /// `x · Wᵀ + b`, with W `[out, in]` dense or quantised.
@@ -17,106 +13,6 @@ use super::{
 pub(super) struct Linear {
     pub(super) weight: Matrix,
     pub(super) bias: Option<Tensor>,
-}
-
-/// A matrix `[out, in]`.
-#[derive(Debug, Clone)]
-pub(super) enum Matrix {
-    /// In the model's dtype, contiguous.
-    Dense(Tensor),
-    /// In a GGML block format.
-    Quantized(Arc<QMatMul>, Arc<QTensor>),
-}
-
-impl Matrix {
-    pub(super) fn dense(tensor: &Tensor) -> Result<Self> {
-        Ok(Self::Dense(tensor.contiguous()?))
-    }
-
-    /// On the CPU, formats without a product of their own are expanded.
-    pub(super) fn quantized(tensor: QTensor, dtype: DType) -> Result<Self> {
-        let device = tensor.device();
-        if device.is_cpu() && Format::of_ggml(tensor.dtype()).is_none() {
-            return Self::dense(&tensor.dequantize(&device)?.to_dtype(dtype)?);
-        }
-        let tensor = Arc::new(tensor);
-        Ok(Self::Quantized(
-            Arc::new(QMatMul::from_arc(tensor.clone())?),
-            tensor,
-        ))
-    }
-
-    /// `x · Wᵀ` for x `[n, in]`; the result is of x's type.
-    fn product(&self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Dense(weight) => x.matmul(&weight.t()?),
-            Self::Quantized(product, _) => {
-                let y = product.forward(&x.to_dtype(DType::F32)?.contiguous()?)?;
-                y.to_dtype(x.dtype())
-            }
-        }
-    }
-
-    fn stored(&self) -> Result<Stored<'_>> {
-        Ok(match self {
-            Self::Dense(weight) => Stored::Dense(weight.storage_and_layout().0, weight.dims2()?),
-            Self::Quantized(_, tensor) => {
-                let Some(format) = Format::of_ggml(tensor.dtype()) else {
-                    candle_core::bail!("no product for {:?}", tensor.dtype());
-                };
-                Stored::Quantized(format, tensor.data()?, tensor.shape().dims2()?)
-            }
-        })
-    }
-
-    /// Rows by index, `[n, in]`, in `dtype`.
-    pub(super) fn rows(&self, ids: &Tensor, dtype: DType) -> Result<Tensor> {
-        match self {
-            Self::Dense(weight) => weight.index_select(ids, 0)?.to_dtype(dtype),
-            Self::Quantized(_, tensor) if !ids.device().is_cpu() => {
-                tensor.embedding(ids)?.to_dtype(dtype)
-            }
-            Self::Quantized(..) => {
-                let stored = self.stored()?;
-                let weights = stored.weights()?;
-                let ids = ids.to_vec1::<u32>()?;
-                if let Some(id) = ids.iter().find(|&&id| id as usize >= weights.out_width) {
-                    candle_core::bail!("no row {id} among {}", weights.out_width);
-                }
-                let rows = kernels::unpacked_rows(&weights, &ids);
-                Tensor::from_vec(rows, (ids.len(), weights.in_width), &Device::Cpu)?.to_dtype(dtype)
-            }
-        }
-    }
-}
-
-/// A matrix on the CPU, where it is.
-enum Stored<'a> {
-    Dense(StorageRef<'a>, (usize, usize)),
-    Quantized(Format, Cow<'a, [u8]>, (usize, usize)),
-}
-
-impl Stored<'_> {
-    fn weights(&self) -> Result<Weights<'_>> {
-        let (format, bytes, (out_width, in_width)) = match self {
-            Self::Quantized(format, bytes, dims) => (*format, &**bytes, *dims),
-            Self::Dense(storage, dims) => {
-                let (format, bytes) = match &**storage {
-                    Storage::Cpu(CpuStorage::F32(w)) => (Format::F32, bytemuck::cast_slice(w)),
-                    Storage::Cpu(CpuStorage::F16(w)) => (Format::F16, bytemuck::cast_slice(w)),
-                    Storage::Cpu(CpuStorage::BF16(w)) => (Format::Bf16, bytemuck::cast_slice(w)),
-                    _ => candle_core::bail!("weights are not floats on the CPU"),
-                };
-                (format, bytes, *dims)
-            }
-        };
-        Ok(Weights {
-            format,
-            bytes,
-            out_width,
-            in_width,
-        })
-    }
 }
 
 impl Linear {

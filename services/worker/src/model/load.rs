@@ -1,6 +1,12 @@
 //! Putting a model together from its files.
 
-use std::{fs, fs::File, io::BufReader, path::Path, path::PathBuf, str::FromStr};
+use std::{
+    fs,
+    fs::File,
+    io::{BufReader, Read},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use candle_core::{DType, Device, quantized::gguf_file::Content};
 use sha2::{Digest, Sha256};
@@ -26,6 +32,8 @@ pub struct LoadOptions {
     pub quantize: Option<Quantization>,
     /// Expand quantised matrices to `precision`.
     pub dequantize: bool,
+    /// Use matrices where they are in a GGUF file, if they can be, rather than copy them.
+    pub map: bool,
     /// Where to run.
     pub device: Device,
 }
@@ -140,31 +148,27 @@ impl Model {
     /// Loads a GGUF file, whose header has been read.
     pub fn load_gguf(
         path: &Path,
-        content: Content,
+        mut content: Content,
         options: &LoadOptions,
     ) -> Result<Self, LoadError> {
         let config = ModelConfig::from_gguf(&content)?;
-        let digest = gguf_digest(&content);
-        let file = GgufFile::open(path, content)?;
+        let digest = gguf_digest(path, &content).map_err(|e| LoadError::file(path, &e))?;
+        // The vocabulary, mostly.
+        content.metadata.clear();
+        content.metadata.shrink_to_fit();
+        let map = options.map && options.device.is_cpu() && !options.dequantize;
+        let file = GgufFile::open(path, content, map)?;
         let quantization = if options.dequantize { "" } else { "gguf" };
         build(config, &file, Scheme::Gguf, options, quantization, &digest)
     }
 }
 
-fn gguf_digest(content: &Content) -> String {
-    let mut lines: Vec<String> = content
-        .metadata
-        .iter()
-        .map(|(key, value)| format!("{key} {value:?}"))
-        .chain(content.tensor_infos.iter().map(|(name, info)| {
-            format!(
-                "{name} {:?} {:?} {}",
-                info.shape, info.ggml_dtype, info.offset
-            )
-        }))
-        .collect();
-    lines.sort_unstable();
-    hex(&Sha256::digest(lines.join("\n")))
+/// SHA-256 of a file up to its tensors.
+fn gguf_digest(path: &Path, content: &Content) -> std::io::Result<String> {
+    let mut header = Vec::new();
+    let mut file = File::open(path)?.take(content.tensor_data_offset);
+    file.read_to_end(&mut header)?;
+    Ok(hex(&Sha256::digest(&header)))
 }
 
 fn build(

@@ -8,7 +8,10 @@ use std::{collections::BTreeSet, str::FromStr};
 
 use candle_core::{DType, Device, Tensor, quantized::GgmlDType, quantized::QTensor};
 
-use super::layers::{Linear, Matrix};
+use super::{
+    layers::Linear,
+    matrix::{Matrix, Packed},
+};
 
 pub(super) use gguf::GgufFile;
 pub(super) use names::{LayerPart, Part, Scheme};
@@ -124,7 +127,27 @@ pub(super) trait Source {
 /// A tensor as a file has it.
 pub(super) enum Stored {
     Dense(Tensor),
+    /// For the CPU, of a type that has a product there.
+    Packed(Packed),
     Quantized(QTensor),
+}
+
+impl Stored {
+    fn dims(&self) -> &[usize] {
+        match self {
+            Self::Dense(tensor) => tensor.dims(),
+            Self::Packed(packed) => packed.dims(),
+            Self::Quantized(tensor) => tensor.shape().dims(),
+        }
+    }
+
+    fn dense(self) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Dense(tensor) => Ok(tensor),
+            Self::Packed(packed) => packed.dequantized(),
+            Self::Quantized(tensor) => tensor.dequantize(&tensor.device()),
+        }
+    }
 }
 
 /// Loads tensors and keeps account of them.
@@ -154,10 +177,7 @@ impl<'a> Loader<'a> {
             .source
             .load(&name, &self.target.device)?
             .ok_or_else(|| WeightsError::Missing(name.clone()))?;
-        let found = match &stored {
-            Stored::Dense(tensor) => tensor.dims(),
-            Stored::Quantized(tensor) => tensor.shape().dims(),
-        };
+        let found = stored.dims();
         if found != shape {
             return Err(WeightsError::Shape {
                 name,
@@ -181,11 +201,7 @@ impl<'a> Loader<'a> {
         } else {
             self.target.dtype
         };
-        let tensor = match self.stored(part, &[len])? {
-            Stored::Dense(tensor) => tensor,
-            Stored::Quantized(tensor) => tensor.dequantize(&self.target.device)?,
-        };
-        Ok(tensor.to_dtype(dtype)?)
+        Ok(self.stored(part, &[len])?.dense()?.to_dtype(dtype)?)
     }
 
     /// A matrix `[out, in]`, quantised to `quantize` if it is stored dense.
@@ -202,7 +218,8 @@ impl<'a> Loader<'a> {
             quantize: _,
         } = self.target.clone();
         let tensor = match self.stored(part, &[shape.0, shape.1])? {
-            Stored::Quantized(tensor) if dequantize => tensor.dequantize(&device)?,
+            stored if dequantize => stored.dense()?,
+            Stored::Packed(packed) => return Ok(Matrix::packed(packed)),
             Stored::Quantized(tensor) => return Ok(Matrix::quantized(tensor, dtype)?),
             Stored::Dense(tensor) => tensor,
         };
@@ -257,15 +274,10 @@ impl<'a> Loader<'a> {
             return Ok(None);
         };
         self.used.insert(name.to_owned());
-        match stored {
-            Stored::Dense(tensor) if tensor.dims() == [len] => {
-                Ok(Some(tensor.to_dtype(DType::F32)?.to_vec1()?))
-            }
-            Stored::Quantized(tensor) if tensor.shape().dims() == [len] => {
-                Ok(Some(tensor.dequantize(&Device::Cpu)?.to_vec1()?))
-            }
-            _ => Err(WeightsError::Missing(format!("{name} of length {len}"))),
+        if stored.dims() != [len] {
+            return Err(WeightsError::Missing(format!("{name} of length {len}")));
         }
+        Ok(Some(stored.dense()?.to_dtype(DType::F32)?.to_vec1()?))
     }
 
     /// Refuses files that hold more than was used. Returns how many matrices

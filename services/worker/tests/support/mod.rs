@@ -214,6 +214,7 @@ pub(crate) fn f32_on_cpu() -> LoadOptions {
         precision: Precision::F32,
         quantize: None,
         dequantize: false,
+        map: true,
         device: Device::Cpu,
     }
 }
