@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use futures::{Stream, StreamExt, stream};
 use tokio::sync::Semaphore;
-use tonic::Streaming;
+use tonic::{CancellationHandle, Request, Streaming};
 
 use crate::{Client, Error, Service, v1};
 
@@ -18,6 +18,7 @@ pub struct CaptureStream {
     /// The text that is next in order, and answers that came before its.
     due: u64,
     held: BTreeMap<u64, v1::CapturedText>,
+    _cancelled: CancelledOnDrop,
 }
 
 impl fmt::Debug for CaptureStream {
@@ -33,6 +34,7 @@ impl CaptureStream {
         inner: Streaming<v1::CaptureActivationsResponse>,
         client: Client,
         permits: Arc<Semaphore>,
+        cancelled: CancelledOnDrop,
     ) -> Self {
         Self {
             inner,
@@ -41,6 +43,7 @@ impl CaptureStream {
             summary: None,
             due: 0,
             held: BTreeMap::new(),
+            _cancelled: cancelled,
         }
     }
 
@@ -101,6 +104,22 @@ impl CaptureStream {
     /// What became of the texts, once the last was read.
     pub fn summary(&self) -> Option<&v1::CaptureSummary> {
         self.summary.as_ref()
+    }
+}
+
+/// Ends a call when dropped. Dropping the answers alone does not, as long as requests
+/// may follow: both ends would keep the stream until the connection closes.
+pub(crate) struct CancelledOnDrop(CancellationHandle);
+
+impl CancelledOnDrop {
+    pub(crate) fn call<T>(request: &mut Request<T>) -> Self {
+        Self(request.cancellation_handle())
+    }
+}
+
+impl Drop for CancelledOnDrop {
+    fn drop(&mut self) {
+        self.0.clone().cancel();
     }
 }
 

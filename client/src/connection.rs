@@ -109,7 +109,9 @@ impl Client {
         &self.endpoints
     }
 
-    /// The generated client of the worker, for calls this library does not wrap.
+    /// The generated client of the worker, for calls this library does not wrap. A call
+    /// whose requests are a stream goes on until they end, even when its answers are
+    /// dropped: [`tonic::Request::cancellation_handle`] ends it.
     pub fn worker(&self) -> ModelWorkerServiceClient<Transport> {
         ModelWorkerServiceClient::with_interceptor(self.worker.clone(), self.headers.clone())
             .max_decoding_message_size(DECODED_BYTES_MAX)

@@ -4,8 +4,13 @@ use std::sync::Arc;
 
 use futures::Stream;
 use tokio::sync::Semaphore;
+use tonic::Request;
 
-use crate::{CaptureStream, Client, Error, GenerationStream, Service, capture, v1};
+use crate::{
+    CaptureStream, Client, Error, GenerationStream, Service,
+    capture::{self, CancelledOnDrop},
+    v1,
+};
 
 impl Client {
     /// What the worker serves.
@@ -100,13 +105,15 @@ impl Client {
         in_flight: usize,
     ) -> Result<CaptureStream, Error> {
         let permits = Arc::new(Semaphore::new(in_flight.max(1)));
-        let requests = capture::requests(config, texts, permits.clone());
-        let response = self.worker().capture_activations(requests).await;
+        let mut request = Request::new(capture::requests(config, texts, permits.clone()));
+        let cancelled = CancelledOnDrop::call(&mut request);
+        let response = self.worker().capture_activations(request).await;
         let response = response.map_err(|status| self.worker_failed(status))?;
         Ok(CaptureStream::new(
             response.into_inner(),
             self.clone(),
             permits,
+            cancelled,
         ))
     }
 }

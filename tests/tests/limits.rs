@@ -136,14 +136,18 @@ fn open_capture(client: &Client) -> tokio::task::JoinHandle<Result<(), Status>> 
 async fn a_connection_has_its_streams_and_the_next_call_waits() {
     let (worker, client, limits) = start(&["--max-streams=2"]).await;
     assert_eq!(limits.max_streams_per_connection, 2);
-    let first = open_capture(&client);
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let capture = async || {
+        let config = direction::config(direction::mean(0), 0);
+        let begun = client.capture_activations(config, tokio_stream::pending(), 1);
+        let begun = timeout(PATIENCE, begun).await.expect("in time");
+        begun.expect("accepted")
+    };
+    let first = capture().await;
     timeout(PATIENCE, client.get_model())
         .await
         .expect("in time")
         .expect("two are allowed");
-    let second = open_capture(&client);
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let second = capture().await;
     let third = timeout(Duration::from_millis(500), client.get_model()).await;
     assert!(third.is_err(), "a third stream on a connection of two");
     let elsewhere = Client::connect(client.endpoints()).expect("a client");
@@ -151,9 +155,12 @@ async fn a_connection_has_its_streams_and_the_next_call_waits() {
     another
         .expect("in time")
         .expect("another connection has its own");
-    second.abort();
-    first.abort();
-    drop((client, elsewhere));
+    drop(second);
+    timeout(PATIENCE, client.get_model())
+        .await
+        .expect("in time: a capture that is dropped gives its stream back")
+        .expect("two are allowed");
+    drop((first, client, elsewhere));
     worker.stop().await;
 }
 
