@@ -42,7 +42,7 @@ impl GgufFile {
             let map = map.then(|| Mapped::new(&file)).transpose()?;
             Ok((Mutex::new(file), map.map(Arc::new)))
         };
-        let (file, map) = open().map_err(|e| problem(&path, e))?;
+        let (file, map) = open().map_err(|e| problem(&path, &e))?;
         Ok(Self {
             content,
             path,
@@ -59,7 +59,7 @@ impl GgufFile {
             Some(map) => Bytes::Mapped(map.clone(), from as usize),
             None => {
                 let len = Packed::size(info.ggml_dtype, dims);
-                Bytes::Read(read(file, from, len).map_err(|e| problem(&self.path, e))?)
+                Bytes::Read(read(file, from, len).map_err(|e| problem(&self.path, &e))?)
             }
         };
         Ok(Packed::new(info.ggml_dtype, bytes, dims)?)
@@ -75,7 +75,7 @@ fn read(file: &mut File, from: u64, len: usize) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn problem(file: &str, problem: std::io::Error) -> WeightsError {
+fn problem(file: &str, problem: &std::io::Error) -> WeightsError {
     WeightsError::File {
         file: file.to_owned(),
         problem: problem.to_string(),
