@@ -10,7 +10,7 @@ use steering_proto::v1;
 use tonic::{Code, Status};
 
 use crate::{
-    harness::{Client, HOOK, MODEL, by_index, import_with, options},
+    harness::{Client, HOOK, MODEL, by_index, delete, import_with, options},
     process::{Process, check, task},
     sources::{value, write_npz},
 };
@@ -207,9 +207,7 @@ async fn backups_are_made_while_others_write_and_can_be_served() {
                 import_with(&mut other, path, options(name))
                     .await
                     .expect("import");
-                let delete = v1::DeleteSaeRequest {
-                    sae_id: name.to_owned(),
-                };
+                let delete = delete(name, true);
                 other.delete_sae(delete).await.expect("delete");
             }
             rounds += 1;
