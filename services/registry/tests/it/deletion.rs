@@ -9,10 +9,8 @@ use tonic_types::StatusExt;
 
 use crate::{
     cavs::create,
-    damage::decoder,
-    harness::{Data, Server, by_index, by_label, delete, import_with, options},
-    process::{Process, check, task},
-    sources::{D_IN, value, write_npz},
+    harness::{Server, by_index, by_label, delete, import_with, options},
+    sources::{D_IN, write_npz},
     statistics::data::{Text, compute, config, messages, versions},
 };
 
@@ -116,13 +114,13 @@ async fn download(server: &mut Server, sae_id: &str) -> Result<Vec<u8>, Status> 
     Ok(bytes)
 }
 
-fn undelete(sae_id: &str) -> v1::UndeleteSaeRequest {
+pub(crate) fn undelete(sae_id: &str) -> v1::UndeleteSaeRequest {
     v1::UndeleteSaeRequest {
         sae_id: sae_id.to_owned(),
     }
 }
 
-fn delete_cav(name: &str, purge: bool) -> v1::DeleteCavRequest {
+pub(crate) fn delete_cav(name: &str, purge: bool) -> v1::DeleteCavRequest {
     v1::DeleteCavRequest {
         name: name.to_owned(),
         purge,
@@ -363,45 +361,4 @@ async fn deleted_versions_are_kept_for_so_many_days() {
     let done = server.client.delete_sae(delete("b", false)).await;
     assert_eq!(done.expect("delete").into_inner().purge_time, None);
     assert!(server.files().is_empty(), "{:?}", server.files());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn check_and_backup_know_of_what_is_deleted() {
-    let data = Data::in_folder(tempfile::tempdir().expect("folder"));
-    let process = Process::start(data.path(), &[], &[]);
-    let mut client = process.client().await;
-    let path = write_npz(data.path(), "a.npz", 0);
-    import_with(&mut client, &path, options("a"))
-        .await
-        .expect("import");
-    client.create_cav(create("c", &[1.0])).await.expect("CAV");
-    client.delete_sae(delete("a", false)).await.expect("delete");
-    let done = client.delete_cav(delete_cav("c", false)).await;
-    done.expect("delete");
-    let (sound, report) = check(data.path(), &[], &[]);
-    assert!(sound, "{report}");
-    assert_eq!((&report["saes"], &report["cavs"]), (&1.into(), &1.into()));
-    let copy = data.path().join("copy");
-    let made = task(data.path(), &[], &["backup", &copy.display().to_string()]);
-    assert!(made.status.success(), "{made:?}");
-    process.kill();
-
-    let process = Process::start(&copy, &[], &[]);
-    let mut client = process.client().await;
-    client.undelete_sae(undelete("a")).await.expect("undelete");
-    let found = decoder(&mut client, "a", 9).await.expect("feature");
-    assert_eq!(found[5], value(2, 9, 5));
-    client.delete_sae(delete("a", false)).await.expect("delete");
-    process.kill();
-    // Damage of what is deleted is found as well.
-    let objects = std::fs::read_dir(copy.join("objects/saes")).expect("objects");
-    let mut objects = objects.map(|entry| entry.expect("entry").path());
-    let object = objects.next().expect("an object");
-    let mut bytes = std::fs::read(&object).expect("object");
-    let last = bytes.len() - 3;
-    bytes[last] ^= 1;
-    std::fs::write(&object, bytes).expect("damage");
-    let (sound, report) = check(&copy, &[], &[]);
-    assert!(!sound, "{report}");
-    assert_eq!(report["problems"][0]["name"], "a");
 }
