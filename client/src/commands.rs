@@ -18,6 +18,7 @@ pub(crate) mod status;
 pub(crate) mod sweep;
 pub(crate) mod tokenize;
 pub(crate) mod up;
+mod versions;
 
 use crate::cli::{Cli, Command};
 

@@ -158,6 +158,7 @@ impl Demo {
                 model_id: model_id.to_owned(),
                 activation_scale: None,
                 provenance: None,
+                new_version: false,
             }),
         };
         let mut import = client.import_sae(request).await?;

@@ -236,7 +236,10 @@ fn reason_hint(status: &Status) -> Option<String> {
         "LABEL_NOT_FOUND" => "look for labels with `steer features search TEXT`",
         "CAV_NOT_FOUND" => "`steer cavs list` shows what there is",
         "SAE_NOT_FOUND" => "`steer saes list` shows what there is",
-        "SAE_EXISTS" => "remove it with `steer saes rm NAME`, or choose another --name",
+        "SAE_EXISTS" => "store a new version with --new-version, or choose another --name",
+        "SAE_VERSION_EXISTS" => "`steer saes rm NAME@DIGEST --purge` removes it for good",
+        "SAE_DELETED" => "`steer saes undelete NAME` brings it back",
+        "CAV_DELETED" => "`steer cavs undelete NAME` brings it back",
         "IMPORT_NOT_ALLOWED" => "send the files from here with --upload",
         _ => return None,
     };

@@ -14,6 +14,7 @@ impl Client {
             let request = v1::ListSaesRequest {
                 page_size,
                 page_token,
+                ..v1::ListSaesRequest::default()
             };
             let page = self.registry().list_saes(request).await;
             let page = page.map_err(|s| self.registry_failed(s))?.into_inner();
@@ -22,7 +23,31 @@ impl Client {
         .await
     }
 
-    /// One SAE.
+    /// All versions of SAEs in the order of storing, at most `limit`; deleted ones too if asked
+    /// for.
+    ///
+    /// # Errors
+    /// If a call fails.
+    pub async fn list_sae_versions(
+        &self,
+        show_deleted: bool,
+        limit: Option<usize>,
+    ) -> Result<Listing<v1::Sae>, Error> {
+        follow(limit, async |page_size, page_token| {
+            let request = v1::ListSaesRequest {
+                page_size,
+                page_token,
+                all_versions: true,
+                show_deleted,
+            };
+            let page = self.registry().list_saes(request).await;
+            let page = page.map_err(|s| self.registry_failed(s))?.into_inner();
+            Ok((page.saes, page.next_page_token))
+        })
+        .await
+    }
+
+    /// One SAE, by `name` or `name@digest`.
     ///
     /// # Errors
     /// If the registry does not hold it.
@@ -37,17 +62,35 @@ impl Client {
             .ok_or_else(|| Error::contract(Service::Registry, "GetSae left out the SAE"))
     }
 
-    /// Removes an SAE with its labels and directions.
+    /// Deletes one version (`name@digest`) of an SAE or all (`name`), with their labels; with
+    /// `purge` for good.
     ///
     /// # Errors
     /// If the registry does not hold it.
-    pub async fn delete_sae(&self, sae_id: &str) -> Result<(), Error> {
+    pub async fn delete_sae(
+        &self,
+        sae_id: &str,
+        purge: bool,
+    ) -> Result<v1::DeleteSaeResponse, Error> {
         let request = v1::DeleteSaeRequest {
             sae_id: sae_id.to_owned(),
+            purge,
         };
         let response = self.registry().delete_sae(request).await;
-        response.map_err(|s| self.registry_failed(s))?;
-        Ok(())
+        Ok(response.map_err(|s| self.registry_failed(s))?.into_inner())
+    }
+
+    /// Brings one deleted version (`name@digest`) of an SAE back or all (`name`); how many.
+    ///
+    /// # Errors
+    /// If the registry has none.
+    pub async fn undelete_sae(&self, sae_id: &str) -> Result<u32, Error> {
+        let request = v1::UndeleteSaeRequest {
+            sae_id: sae_id.to_owned(),
+        };
+        let response = self.registry().undelete_sae(request).await;
+        let response = response.map_err(|s| self.registry_failed(s))?;
+        Ok(response.into_inner().restored_count)
     }
 
     /// An SAE's canonical file, in chunks; its SHA-256 is the SAE's digest.
@@ -221,10 +264,34 @@ impl Client {
                 prefix: prefix.to_owned(),
                 page_size,
                 page_token,
-                all_versions: false,
+                ..v1::ListCavsRequest::default()
             };
-            let page = self.registry().list_cavs(request).await;
-            let page = page.map_err(|s| self.registry_failed(s))?.into_inner();
+            let page = self.list_cavs_page(request).await?;
+            Ok((page.cavs, page.next_page_token))
+        })
+        .await
+    }
+
+    /// All versions of CAVs whose names start with `prefix`, in the order of storing, without
+    /// their numbers; deleted ones too if asked for.
+    ///
+    /// # Errors
+    /// If a call fails.
+    pub async fn list_cav_versions(
+        &self,
+        prefix: &str,
+        show_deleted: bool,
+        limit: Option<usize>,
+    ) -> Result<Listing<v1::Cav>, Error> {
+        follow(limit, async |page_size, page_token| {
+            let request = v1::ListCavsRequest {
+                prefix: prefix.to_owned(),
+                page_size,
+                page_token,
+                all_versions: true,
+                show_deleted,
+            };
+            let page = self.list_cavs_page(request).await?;
             Ok((page.cavs, page.next_page_token))
         })
         .await
@@ -269,16 +336,33 @@ impl Client {
             .ok_or_else(|| Error::contract(Service::Registry, "GetCav left out the CAV"))
     }
 
-    /// Removes one version (`name@digest`) or all (`name`); how many it removed.
+    /// Deletes one version (`name@digest`) or all (`name`); with `purge` for good.
     ///
     /// # Errors
     /// If the registry does not hold it.
-    pub async fn delete_cav(&self, name: &str) -> Result<u32, Error> {
+    pub async fn delete_cav(
+        &self,
+        name: &str,
+        purge: bool,
+    ) -> Result<v1::DeleteCavResponse, Error> {
         let request = v1::DeleteCavRequest {
             name: name.to_owned(),
+            purge,
         };
         let response = self.registry().delete_cav(request).await;
+        Ok(response.map_err(|s| self.registry_failed(s))?.into_inner())
+    }
+
+    /// Brings one deleted version (`name@digest`) back or all (`name`); how many.
+    ///
+    /// # Errors
+    /// If the registry has none.
+    pub async fn undelete_cav(&self, name: &str) -> Result<u32, Error> {
+        let request = v1::UndeleteCavRequest {
+            name: name.to_owned(),
+        };
+        let response = self.registry().undelete_cav(request).await;
         let response = response.map_err(|s| self.registry_failed(s))?;
-        Ok(response.into_inner().removed_count)
+        Ok(response.into_inner().restored_count)
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct SaeView {
     origin: String,
     created_at: Option<String>,
     label_count: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) delete_time: Option<String>,
 }
 
 impl From<v1::Sae> for SaeView {
@@ -44,6 +46,7 @@ impl From<v1::Sae> for SaeView {
             origin,
             created_at,
             label_count,
+            delete_time,
         } = sae;
         Self {
             sae_id,
@@ -58,11 +61,37 @@ impl From<v1::Sae> for SaeView {
             origin,
             created_at: created_at.map(|time| time.to_string()),
             label_count,
+            delete_time: delete_time.map(|time| time.to_string()),
         }
     }
 }
 
 impl SaeView {
+    /// Cells of a table: name, hook point, model, sizes, architecture, labels.
+    pub(crate) fn cells(&self) -> [String; 7] {
+        [
+            self.sae_id.clone(),
+            self.hook_name.clone(),
+            self.model_id.clone(),
+            self.d_in.to_string(),
+            self.d_sae.to_string(),
+            self.architecture.clone(),
+            self.label_count.to_string(),
+        ]
+    }
+
+    /// Cells of a table of versions: name, digest, when it was stored, when it was deleted,
+    /// labels.
+    pub(crate) fn version_cells(&self) -> [String; 5] {
+        [
+            self.sae_id.clone(),
+            self.digest.chars().take(12).collect(),
+            self.created_at.clone().unwrap_or_default(),
+            self.delete_time.clone().unwrap_or_default(),
+            self.label_count.to_string(),
+        ]
+    }
+
     /// Names and values for a card.
     pub(crate) fn card(&self) -> Vec<(&'static str, String)> {
         vec![
@@ -218,6 +247,8 @@ pub(crate) struct CavView {
     created_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     training: Option<TrainingView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) delete_time: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -239,6 +270,7 @@ impl CavView {
             origin,
             created_at,
             training,
+            delete_time,
         } = cav;
         let direction = |direction: v1::CavDirection| {
             let v1::CavDirection {
@@ -263,7 +295,18 @@ impl CavView {
             origin,
             created_at: created_at.map(|time| time.to_string()),
             training: training.map(TrainingView::from),
+            delete_time: delete_time.map(|time| time.to_string()),
         }
+    }
+
+    /// Cells of a table of versions: name, digest, when it was stored, when it was deleted.
+    pub(crate) fn version_cells(&self) -> [String; 4] {
+        [
+            self.name.clone(),
+            self.digest.chars().take(12).collect(),
+            self.created_at.clone().unwrap_or_default(),
+            self.delete_time.clone().unwrap_or_default(),
+        ]
     }
 
     /// Cells of a table: name, hook points, width, norm, model, digest.

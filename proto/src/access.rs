@@ -83,6 +83,7 @@ fn registry_scope(method: &str) -> Option<Scope> {
         "ImportSae"
         | "UploadSae"
         | "DeleteSae"
+        | "UndeleteSae"
         | "ImportFeatureLabels"
         | "ComputeFeatureStatistics"
         | "ImportFeatureStatistics"
@@ -90,7 +91,8 @@ fn registry_scope(method: &str) -> Option<Scope> {
         | "CreateCav"
         | "ImportCavs"
         | "TrainCavs"
-        | "DeleteCav" => Some(Scope::RegistryWrite),
+        | "DeleteCav"
+        | "UndeleteCav" => Some(Scope::RegistryWrite),
         _ => None,
     }
 }

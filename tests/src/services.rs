@@ -152,6 +152,7 @@ async fn import_sae(client: &Client, fixture: &Fixture) {
             model_id: MODEL.to_owned(),
             activation_scale: None,
             provenance: None,
+            new_version: false,
         }),
     };
     let mut import = client.import_sae(request).await.expect("import begins");

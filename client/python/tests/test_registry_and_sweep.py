@@ -43,6 +43,13 @@ def test_cavs_are_stored_and_removed(client: Client) -> None:
     assert client.registry.delete_cav("mine") == 1
     with pytest.raises(NotFound):
         client.registry.cav("mine")
+    deleted = client.registry.cavs("mine", deleted=True)
+    assert [cav.HasField("delete_time") for cav in deleted] == [True]
+    assert client.registry.undelete_cav("mine") == 1
+    np.testing.assert_array_equal(client.registry.cav("mine").vector, fetched.vector)
+    assert client.registry.delete_cav("mine", purge=True) == 1
+    with pytest.raises(NotFound):
+        client.registry.undelete_cav("mine")
     with pytest.raises(ValueError, match="not finite"):
         client.registry.create_cav("bad", {HOOK: [np.nan] * 128})
     with pytest.raises(ValueError, match=r"shape \(1, 128\)"):
@@ -62,7 +69,7 @@ def test_an_sae_is_uploaded_with_progress(client: Client) -> None:
         assert (sae.sae_id, sae.d_in) == ("uploaded", 128)
         assert stages
     finally:
-        client.registry.delete_sae("uploaded")
+        assert client.registry.delete_sae("uploaded", purge=True) == 1
     with pytest.raises(FileNotFoundError):
         client.registry.import_labels("no/such/file", sae="demo")
 

@@ -9,6 +9,7 @@ use steering_client::{Client, Listing, v1};
 use super::{
     features::cap,
     saes::{file_bytes, require_file},
+    versions::{VersionArgs, print_removed, print_restored},
 };
 use crate::{
     cli::Globals,
@@ -29,7 +30,8 @@ Examples:
   steer cavs train posts.jsonl.gz --hook blocks.21.hook_resid_post
   steer cavs list
   steer cavs export rec.sport.baseball --out baseball.safetensors
-  steer cavs rm rec.sport.baseball")]
+  steer cavs rm rec.sport.baseball
+  steer cavs undelete rec.sport.baseball")]
 pub(crate) struct CavsArgs {
     #[command(subcommand)]
     command: CavsCommand,
@@ -38,8 +40,14 @@ pub(crate) struct CavsArgs {
 #[derive(Debug, Subcommand)]
 enum CavsCommand {
     /// CAVs by name, the newest version of each.
-    #[command(after_help = "Examples:\n  steer cavs list\n  steer cavs list --prefix rec. --json")]
+    #[command(after_help = "\
+Examples:
+  steer cavs list
+  steer cavs list --prefix rec. --json
+  steer cavs list --deleted")]
     List {
+        #[command(flatten)]
+        versions: VersionArgs,
         /// Only names that start with this.
         #[arg(long, value_name = "TEXT")]
         prefix: Option<String>,
@@ -79,13 +87,29 @@ Examples:
     },
     Train(train::TrainArgs),
     Export(export::ExportArgs),
-    /// Remove a CAV: one version, or all of a name.
+    /// Delete a CAV: one version, or all of a name.
+    ///
+    /// `steer cavs undelete` brings it back, until the registry purges it (after 30 days, or as
+    /// it was told by --keep-deleted-days).
+    #[command(visible_alias = "delete")]
     #[command(after_help = "\
 Examples:
   steer cavs rm rec.sport.baseball
-  steer cavs rm rec.sport.baseball@1f8a09c2")]
+  steer cavs rm rec.sport.baseball@1f8a09c2 --purge")]
     Rm {
         /// NAME (all versions) or NAME@DIGEST (one).
+        name: String,
+        /// Remove it for good, now, whether it was deleted before or not.
+        #[arg(long)]
+        purge: bool,
+    },
+    /// Bring a deleted CAV back: one version, or all of a name.
+    #[command(after_help = "\
+Examples:
+  steer cavs undelete rec.sport.baseball
+  steer cavs undelete rec.sport.baseball@1f8a09c2")]
+    Undelete {
+        /// NAME (all deleted versions) or NAME@DIGEST (one).
         name: String,
     },
 }
@@ -109,22 +133,20 @@ struct CavDocument {
 #[derive(Serialize)]
 struct RemovedDocument {
     removed_count: u32,
+    purge_time: Option<String>,
 }
 
 pub(crate) async fn run(args: CavsArgs, globals: &Globals) -> anyhow::Result<()> {
     let client = globals.client()?;
     let json = globals.json;
     match args.command {
-        CavsCommand::List { prefix, limit } => {
+        CavsCommand::List {
+            versions,
+            prefix,
+            limit,
+        } => {
             let prefix = prefix.unwrap_or_default();
-            let Listing { items, truncated } = client.list_cavs(&prefix, cap(limit)).await?;
-            let cavs: Vec<CavView> = views(items);
-            if json {
-                return output::json(&ListDocument { cavs, truncated });
-            }
-            print_table(&cavs)?;
-            output::note_truncated(truncated, cavs.len());
-            Ok(())
+            list(&client, &versions, &prefix, limit, json).await
         }
         CavsCommand::Show { name, vectors } => {
             let cav = CavView::new(client.get_cav(&name).await?, vectors);
@@ -136,14 +158,60 @@ pub(crate) async fn run(args: CavsArgs, globals: &Globals) -> anyhow::Result<()>
         CavsCommand::Import { file, hook, model } => import(&client, file, hook, model, json).await,
         CavsCommand::Train(args) => train::run(args, &client, json).await,
         CavsCommand::Export(args) => export::run(args, &client, json).await,
-        CavsCommand::Rm { name } => {
-            let removed_count = client.delete_cav(&name).await?;
+        CavsCommand::Rm { name, purge } => {
+            let removed = client.delete_cav(&name, purge).await?;
+            let document = RemovedDocument {
+                removed_count: removed.removed_count,
+                purge_time: removed.purge_time.map(|time| time.to_string()),
+            };
             if json {
-                return output::json(&RemovedDocument { removed_count });
+                return output::json(&document);
             }
-            Ok(output::line(format_args!("{removed_count} removed"))?)
+            let purge_time = document.purge_time.as_deref();
+            print_removed("cavs", &name, document.removed_count, purge_time)
+        }
+        CavsCommand::Undelete { name } => {
+            print_restored(&name, client.undelete_cav(&name).await?, json)
         }
     }
+}
+
+async fn list(
+    client: &Client,
+    versions: &VersionArgs,
+    prefix: &str,
+    limit: usize,
+    json: bool,
+) -> anyhow::Result<()> {
+    let &VersionArgs {
+        all_versions,
+        deleted,
+    } = versions;
+    let Listing { items, truncated } = match all_versions || deleted {
+        true => {
+            let listed = client.list_cav_versions(prefix, deleted, cap(limit));
+            listed.await?
+        }
+        false => client.list_cavs(prefix, cap(limit)).await?,
+    };
+    let mut cavs: Vec<CavView> = views(items);
+    if deleted {
+        cavs.retain(|cav| cav.delete_time.is_some());
+    }
+    if json {
+        return output::json(&ListDocument { cavs, truncated });
+    }
+    if all_versions || deleted {
+        let mut table = Table::new(&["name", "digest", "stored", "deleted"]);
+        for cav in &cavs {
+            table.row(cav.version_cells());
+        }
+        table.print("no such versions")?;
+    } else {
+        print_table(&cavs)?;
+    }
+    output::note_truncated(truncated, cavs.len());
+    Ok(())
 }
 
 async fn import(

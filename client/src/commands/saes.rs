@@ -6,7 +6,10 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use steering_client::{Client, FileSet, ImportEvent, ImportStream, Listing, v1};
 
-use super::features::cap;
+use super::{
+    features::cap,
+    versions::{VersionArgs, print_removed, print_restored},
+};
 use crate::{
     cli::Globals,
     failure::hinted,
@@ -23,7 +26,11 @@ Examples:
   steer saes import google/gemma-scope-2b-pt-res/layer_21/width_65k/average_l0_20 \\
       --name gemma-scope-l21-65k --hook blocks.21.hook_resid_post --model google/gemma-2-2b
   steer saes show gemma-scope-l21-65k
-  steer saes rm gemma-scope-l21-65k")]
+  steer saes rm gemma-scope-l21-65k
+  steer saes undelete gemma-scope-l21-65k
+
+An SAE's name finds its newest version; NAME@DIGEST (8 digits will do) finds one, wherever a
+name is asked for.")]
 pub(crate) struct SaesArgs {
     #[command(subcommand)]
     command: SaesCommand,
@@ -31,9 +38,15 @@ pub(crate) struct SaesArgs {
 
 #[derive(Debug, Subcommand)]
 enum SaesCommand {
-    /// All SAEs by name.
-    #[command(after_help = "Examples:\n  steer saes list\n  steer saes list --json")]
+    /// All SAEs by name, the newest version of each.
+    #[command(after_help = "\
+Examples:
+  steer saes list
+  steer saes list --all-versions
+  steer saes list --deleted --json")]
     List {
+        #[command(flatten)]
+        versions: VersionArgs,
         /// Most SAEs to show; 0 = all.
         #[arg(long, value_name = "N", default_value_t = 0)]
         limit: usize,
@@ -41,14 +54,30 @@ enum SaesCommand {
     /// One SAE.
     #[command(after_help = "Examples:\n  steer saes show gemma-scope-l21-65k")]
     Show {
-        /// Its name.
+        /// Its name, or NAME@DIGEST.
         name: String,
     },
     Import(ImportArgs),
-    /// Remove an SAE with its labels and directions.
-    #[command(after_help = "Examples:\n  steer saes rm gemma-scope-l21-65k")]
+    /// Delete an SAE with its labels and statistics: one version, or all of a name.
+    ///
+    /// `steer saes undelete` brings it back, until the registry purges it (after 30 days, or as
+    /// it was told by --keep-deleted-days).
+    #[command(visible_alias = "delete")]
+    #[command(after_help = "\
+Examples:
+  steer saes rm gemma-scope-l21-65k
+  steer saes rm gemma-scope-l21-65k@1f8a09c2 --purge")]
     Rm {
-        /// Its name.
+        /// NAME (all versions) or NAME@DIGEST (one).
+        name: String,
+        /// Remove it for good, now, whether it was deleted before or not.
+        #[arg(long)]
+        purge: bool,
+    },
+    /// Bring a deleted SAE back: one version, or all of a name.
+    #[command(after_help = "Examples:\n  steer saes undelete gemma-scope-l21-65k")]
+    Undelete {
+        /// NAME (all deleted versions) or NAME@DIGEST (one).
         name: String,
     },
 }
@@ -89,6 +118,9 @@ struct ImportArgs {
     /// Send the files from here instead of letting the registry read them.
     #[arg(long)]
     upload: bool,
+    /// Store a new version where the name is another content's, which NAME@DIGEST then finds.
+    #[arg(long)]
+    new_version: bool,
 }
 
 #[derive(Serialize)]
@@ -105,50 +137,80 @@ struct SaeDocument {
 #[derive(Serialize)]
 struct RemovedDocument {
     removed: String,
+    removed_count: u32,
+    purge_time: Option<String>,
 }
 
 pub(crate) async fn run(args: SaesArgs, globals: &Globals) -> anyhow::Result<()> {
     let client = globals.client()?;
     match args.command {
-        SaesCommand::List { limit } => list(&client, limit, globals.json).await,
+        SaesCommand::List { versions, limit } => {
+            list(&client, &versions, limit, globals.json).await
+        }
         SaesCommand::Show { name } => print_sae(client.get_sae(&name).await?, globals.json),
         SaesCommand::Import(args) => {
             let mut import = start_import(&client, args).await?;
             print_sae(follow(&mut import).await?, globals.json)
         }
-        SaesCommand::Rm { name } => {
-            client.delete_sae(&name).await?;
+        SaesCommand::Rm { name, purge } => {
+            let removed = client.delete_sae(&name, purge).await?;
+            let document = RemovedDocument {
+                removed: name,
+                removed_count: removed.removed_count,
+                purge_time: removed.purge_time.map(|time| time.to_string()),
+            };
             if globals.json {
-                return output::json(&RemovedDocument { removed: name });
+                return output::json(&document);
             }
-            Ok(output::line(format_args!("{name} removed"))?)
+            let RemovedDocument {
+                removed: name,
+                purge_time,
+                ..
+            } = &document;
+            print_removed("saes", name, document.removed_count, purge_time.as_deref())
+        }
+        SaesCommand::Undelete { name } => {
+            let restored = client.undelete_sae(&name).await?;
+            print_restored(&name, restored, globals.json)
         }
     }
 }
 
-async fn list(client: &Client, limit: usize, json: bool) -> anyhow::Result<()> {
-    let Listing { items, truncated } = client.list_saes(cap(limit)).await?;
+async fn list(
+    client: &Client,
+    versions: &VersionArgs,
+    limit: usize,
+    json: bool,
+) -> anyhow::Result<()> {
+    let &VersionArgs {
+        all_versions,
+        deleted,
+    } = versions;
+    let Listing { items, truncated } = match all_versions || deleted {
+        true => client.list_sae_versions(deleted, cap(limit)).await?,
+        false => client.list_saes(cap(limit)).await?,
+    };
+    let mut saes: Vec<SaeView> = items.into_iter().map(Into::into).collect();
+    if deleted {
+        saes.retain(|sae| sae.delete_time.is_some());
+    }
     if json {
-        return output::json(&ListDocument {
-            saes: items.into_iter().map(Into::into).collect(),
-            truncated,
-        });
+        return output::json(&ListDocument { saes, truncated });
     }
-    let mut table = Table::new(&["name", "hook", "model", "d_in", "d_sae", "kind", "labels"]);
-    let shown = items.len();
-    for sae in items {
-        table.row([
-            sae.sae_id,
-            sae.hook_name,
-            sae.model_id,
-            sae.d_in.to_string(),
-            sae.d_sae.to_string(),
-            sae.architecture,
-            sae.label_count.to_string(),
-        ]);
+    if all_versions || deleted {
+        let mut table = Table::new(&["name", "digest", "stored", "deleted", "labels"]);
+        for sae in &saes {
+            table.row(sae.version_cells());
+        }
+        table.print("no such versions")?;
+    } else {
+        let mut table = Table::new(&["name", "hook", "model", "d_in", "d_sae", "kind", "labels"]);
+        for sae in &saes {
+            table.row(sae.cells());
+        }
+        table.print("no SAEs; import one with `steer saes import`")?;
     }
-    table.print("no SAEs; import one with `steer saes import`")?;
-    output::note_truncated(truncated, shown);
+    output::note_truncated(truncated, saes.len());
     Ok(())
 }
 
@@ -168,6 +230,7 @@ async fn start_import(client: &Client, args: ImportArgs) -> anyhow::Result<Impor
         model_id: args.model.unwrap_or_default(),
         activation_scale: args.scale,
         provenance: None,
+        new_version: args.new_version,
     };
     if args.upload {
         let files = FileSet::scan(Path::new(&args.source))?;

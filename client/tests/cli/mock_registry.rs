@@ -1,17 +1,14 @@
 //! A registry with one SAE, a few labels and three CAVs, that keeps what it is sent.
 
-use std::{collections::HashMap, pin::Pin};
+use std::pin::Pin;
 
-use steering_client::v1::{
-    self, feature_ref::Feature, feature_registry_service_server::FeatureRegistryService,
-};
+use steering_client::v1::{self, feature_registry_service_server::FeatureRegistryService};
 use tokio_stream::{Stream, StreamExt};
-use tonic::{Code, Request, Response, Status, Streaming};
-use tonic_types::{ErrorDetails, StatusExt};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::mock::{Shared, lock};
 pub(crate) use data::{BASEBALL, SAE, cav, feature, sae};
-use data::{LABELS, labels};
+use data::{found, labels, not_found};
 
 mod data;
 
@@ -36,12 +33,6 @@ pub(crate) struct Upload {
 /// The mock serves no longer pages than this.
 const PAGE_SIZE_MAX: usize = 2;
 
-fn not_found(reason: &str, message: String) -> Status {
-    let metadata = HashMap::from([("suggestions".to_owned(), r#"["baseball"]"#.to_owned())]);
-    let details = ErrorDetails::with_error_info(reason, "mock", metadata);
-    Status::with_error_details(Code::NotFound, message, details)
-}
-
 impl Registry {
     /// One page, its token the number of the next entry.
     fn page<T>(&self, all: Vec<T>, size: u32, token: &str) -> (Vec<T>, String) {
@@ -56,26 +47,26 @@ impl Registry {
         (all.into_iter().take(end).skip(start).collect(), next)
     }
 
+    /// Keeps what is deleted, and says when it goes for good.
+    fn delete(&self, name: String, purge: bool) -> Option<prost_types::Timestamp> {
+        let seen = if purge {
+            format!("{name} purged")
+        } else {
+            name
+        };
+        lock(&self.deleted).push(seen);
+        (!purge).then_some(prost_types::Timestamp {
+            seconds: 1_798_243_200,
+            nanos: 0,
+        })
+    }
+
     fn keep(&self, header: String, chunks: &[Vec<u8>]) {
         lock(&self.uploaded).push(Upload {
             header,
             bytes: chunks.concat(),
             chunk_bytes_max: chunks.iter().map(Vec::len).max().unwrap_or(0),
         });
-    }
-}
-
-fn found(reference: v1::FeatureRef) -> Result<v1::SaeFeature, Status> {
-    match reference.feature {
-        Some(Feature::FeatureIndex(index)) => Ok(feature(index)),
-        Some(Feature::Label(label)) => match LABELS.iter().find(|(known, _)| *known == label) {
-            Some((_, index)) => Ok(feature(*index)),
-            None => Err(not_found(
-                "LABEL_NOT_FOUND",
-                format!("no feature is labelled {label:?}"),
-            )),
-        },
-        None => Err(Status::invalid_argument("no feature")),
     }
 }
 
@@ -162,8 +153,19 @@ impl FeatureRegistryService for Registry {
         &self,
         request: Request<v1::DeleteSaeRequest>,
     ) -> Result<Response<v1::DeleteSaeResponse>, Status> {
-        lock(&self.deleted).push(request.into_inner().sae_id);
-        Ok(Response::new(v1::DeleteSaeResponse {}))
+        let v1::DeleteSaeRequest { sae_id, purge } = request.into_inner();
+        Ok(Response::new(v1::DeleteSaeResponse {
+            removed_count: 1,
+            purge_time: self.delete(sae_id, purge),
+        }))
+    }
+
+    async fn undelete_sae(
+        &self,
+        request: Request<v1::UndeleteSaeRequest>,
+    ) -> Result<Response<v1::UndeleteSaeResponse>, Status> {
+        lock(&self.deleted).push(format!("{} back", request.into_inner().sae_id));
+        Ok(Response::new(v1::UndeleteSaeResponse { restored_count: 1 }))
     }
 
     async fn search_features(
@@ -362,7 +364,18 @@ impl FeatureRegistryService for Registry {
         &self,
         request: Request<v1::DeleteCavRequest>,
     ) -> Result<Response<v1::DeleteCavResponse>, Status> {
-        lock(&self.deleted).push(request.into_inner().name);
-        Ok(Response::new(v1::DeleteCavResponse { removed_count: 2 }))
+        let v1::DeleteCavRequest { name, purge } = request.into_inner();
+        Ok(Response::new(v1::DeleteCavResponse {
+            removed_count: 2,
+            purge_time: self.delete(name, purge),
+        }))
+    }
+
+    async fn undelete_cav(
+        &self,
+        request: Request<v1::UndeleteCavRequest>,
+    ) -> Result<Response<v1::UndeleteCavResponse>, Status> {
+        lock(&self.deleted).push(format!("{} back", request.into_inner().name));
+        Ok(Response::new(v1::UndeleteCavResponse { restored_count: 2 }))
     }
 }

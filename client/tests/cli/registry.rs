@@ -129,6 +129,7 @@ async fn saes_are_imported_by_path_or_hub_id() {
         model_id: "m".to_owned(),
         activation_scale: Some(2.5),
         provenance: None,
+        new_version: false,
     };
     assert_eq!(request.options, Some(options));
     let id = "google/gemma-scope-2b-pt-res/layer_21/width_65k";
@@ -199,13 +200,36 @@ async fn saes_and_cavs_are_shown_and_removed() {
         .await
         .fails(1, &["no SAE is named \"l2\""]);
     let removed = mock.steer(&["saes", "rm", "l1", "--json"]).await.json();
-    assert_eq!(removed, json!({"removed": "l1"}));
+    let until = "2026-12-26T00:00:00Z";
+    assert_eq!(
+        removed,
+        json!({"removed": "l1", "removed_count": 1, "purge_time": until})
+    );
     let removed = mock
         .steer(&["cavs", "rm", "one@01234567", "--json"])
         .await
         .json();
-    assert_eq!(removed, json!({"removed_count": 2}));
-    assert_eq!(*lock(&mock.registry.deleted), ["l1", "one@01234567"]);
+    assert_eq!(removed, json!({"removed_count": 2, "purge_time": until}));
+    // People are told how it comes back; nothing brings back what is purged.
+    let run = mock.steer(&["saes", "delete", "l1"]).await;
+    assert!(run.ok().contains("`steer saes undelete l1`"), "{run:?}");
+    let run = mock.steer(&["cavs", "rm", "one", "--purge"]).await;
+    assert_eq!(run.ok(), "2 versions of one purged\n");
+    let run = mock.steer(&["saes", "undelete", "l1"]).await;
+    assert_eq!(run.ok(), "1 version of l1 is back\n");
+    let restored = mock.steer(&["cavs", "undelete", "one", "--json"]).await;
+    assert_eq!(restored.json(), json!({"restored_count": 2}));
+    assert_eq!(
+        *lock(&mock.registry.deleted),
+        [
+            "l1",
+            "one@01234567",
+            "l1",
+            "one purged",
+            "l1 back",
+            "one back"
+        ]
+    );
     let shown = mock
         .steer(&["cavs", "show", "one", "--vectors", "--json"])
         .await

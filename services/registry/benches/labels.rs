@@ -163,8 +163,9 @@ async fn add_saes(arguments: &Arguments, data: &Path, saes: u64) -> Result<bool,
             origin: String::new(),
             created_at_ms: 0,
             label_count: 0,
+            deleted_at_ms: None,
         };
-        store.add_sae(&sae).await?;
+        store.add_sae(&sae, false).await?;
     }
     store.close().await;
     Ok(false)

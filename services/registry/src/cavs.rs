@@ -15,7 +15,7 @@ use steering_proto::{
 use crate::{
     format::{FormatError, SourceFile, malformed},
     import::options::check_text,
-    store::{CavAddress, CavDirectionRecord, CavRecord, now_ms},
+    store::{Address, CavDirectionRecord, CavRecord, now_ms},
 };
 
 /// Longest name in bytes.
@@ -199,6 +199,7 @@ pub fn record(
         created_at_ms: now_ms(),
         directions: checked,
         training: None,
+        deleted_at_ms: None,
     };
     record.digest = numbers_digest(&record);
     Ok(record)
@@ -258,7 +259,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), Invalid> {
 }
 
 /// Parses `name` or `name@digest`. An "@" that no digest follows belongs to the name.
-pub fn parse_address(text: &str) -> Result<CavAddress, Invalid> {
+pub fn parse_address(text: &str) -> Result<Address, Invalid> {
     if text.is_empty() {
         return Err(Invalid::field("name", "is required"));
     }
@@ -267,12 +268,12 @@ pub fn parse_address(text: &str) -> Result<CavAddress, Invalid> {
         && (DIGEST_PREFIX_MIN..=64).contains(&version.len())
         && version.bytes().all(|byte| byte.is_ascii_hexdigit())
     {
-        return Ok(CavAddress {
+        return Ok(Address {
             name: name.to_owned(),
             digest_prefix: Some(version.to_lowercase()),
         });
     }
-    Ok(CavAddress {
+    Ok(Address {
         name: text.to_owned(),
         digest_prefix: None,
     })

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::{
     cavs::numbers_digest,
     error::{Error, Result},
-    store::{CavAddress, SaeRecord, Store},
+    store::{Address, SaeRecord, Store, Versions},
     vectors::{Source, Stored, YOUNG},
 };
 
@@ -31,7 +31,7 @@ pub struct Contents {
 /// What was found.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
-    /// SAEs looked at.
+    /// Versions of SAEs looked at.
     pub saes: u64,
     /// Versions of CAVs looked at.
     pub cavs: u64,
@@ -76,16 +76,17 @@ pub async fn check(contents: &Contents, say: &(dyn Fn(String) + Sync)) -> Result
 }
 
 impl Contents {
-    /// Every SAE by name.
+    /// Every version of every SAE, deleted ones too, which may be wanted back.
     pub async fn saes(&self) -> Result<Vec<SaeRecord>> {
-        let mut saes: Vec<SaeRecord> = Vec::new();
+        let (mut saes, mut after) = (Vec::new(), 0);
         loop {
-            let after = saes.last().map_or("", |sae| sae.name.as_str());
-            let page = self.store.list_saes(after, PAGE).await?;
-            if page.is_empty() {
+            let page = self.store.list_sae_versions(Versions::All, after, PAGE);
+            let page = page.await?;
+            let Some((last, _)) = page.last() else {
                 return Ok(saes);
-            }
-            saes.extend(page);
+            };
+            after = *last;
+            saes.extend(page.into_iter().map(|(_, sae)| sae));
         }
     }
 
@@ -122,10 +123,11 @@ impl Contents {
         Ok(saes.into_iter().map(|sae| sae.digest).collect())
     }
 
-    /// Whether an SAE was not deleted while it was looked at.
+    /// Whether an SAE was not purged while it was looked at.
     async fn is_still_there(&self, sae: &SaeRecord) -> Result<bool> {
-        let now = self.store.sae(&sae.name).await?;
-        Ok(now.is_some_and(|now| now.key == sae.key))
+        let address = Address::of(&sae.name, &sae.digest);
+        let now = self.store.saes_at(&address, Versions::All).await?;
+        Ok(now.iter().any(|now| now.key == sae.key))
     }
 
     async fn check_cavs(&self, report: &mut Report, say: &(dyn Fn(String) + Sync)) -> Result<()> {
@@ -147,11 +149,8 @@ impl Contents {
     }
 
     async fn cav_problem(&self, name: &str, digest: &str) -> Result<Option<String>> {
-        let address = CavAddress {
-            name: name.to_owned(),
-            digest_prefix: Some(digest.to_owned()),
-        };
-        Ok(match self.store.cavs_at(&address).await {
+        let address = Address::of(name, digest);
+        Ok(match self.store.cavs_at(&address, Versions::All).await {
             Err(Error::DataLoss(text)) => Some(text),
             found => {
                 let cav = found?.into_iter().next();

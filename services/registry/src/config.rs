@@ -4,6 +4,8 @@ use std::{fmt, path::PathBuf};
 
 use steering_service::{Operation, Security};
 
+use crate::registry::KEEP_DELETED_DAYS;
+
 /// Serves SAE features, their labels, and CAVs.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "steer-registry", version, about, after_help = EXAMPLES)]
@@ -94,6 +96,16 @@ pub struct Config {
         value_delimiter = ','
     )]
     pub hub_allow: Vec<String>,
+
+    /// Days for which deleted SAEs and CAVs can be brought back; 0 = not at all. After that they
+    /// are purged, at the start and every six hours.
+    #[arg(
+        long,
+        env = "STEER_REGISTRY_KEEP_DELETED_DAYS",
+        value_name = "N",
+        default_value_t = KEEP_DELETED_DAYS
+    )]
+    pub keep_deleted_days: u32,
 
     /// What to log: a level, or filters such as "steering_registry=debug" or
     /// "info,steer::request=off".

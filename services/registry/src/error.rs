@@ -37,6 +37,12 @@ pub enum Error {
         /// Some names that exist.
         known: Vec<String>,
     },
+    /// It was deleted.
+    #[error("SAE {sae_id:?} was deleted; undelete it, or import it again")]
+    SaeDeleted {
+        /// The name asked for.
+        sae_id: String,
+    },
     /// No feature has that label.
     #[error("no feature of SAE {sae_id:?} is labelled {label:?}; {}", listing("nearest are", .nearest))]
     LabelNotFound {
@@ -55,6 +61,12 @@ pub enum Error {
         /// Up to five names that look alike, best first.
         nearest: Vec<String>,
     },
+    /// It was deleted.
+    #[error("CAV {name:?} was deleted; undelete it, or store it again")]
+    CavDeleted {
+        /// The name asked for.
+        name: String,
+    },
     /// No such statistics.
     #[error("SAE {sae_id:?} has no statistics{which}")]
     StatisticsNotFound {
@@ -64,15 +76,33 @@ pub enum Error {
         which: String,
     },
     /// The name is taken.
-    #[error("SAE {sae_id:?} exists already; delete it first, or import under another name")]
+    #[error(
+        "SAE {sae_id:?} exists already; import a new version of it, or delete it first, or import \
+         under another name"
+    )]
     SaeExists {
         /// The name.
         sae_id: String,
     },
+    /// The same content is stored under that name for another place.
+    #[error(
+        "SAE {sae_id:?} has this content as a version for {hook_name:?} of model {model_id:?}; \
+         versions are immutable: purge {sae_id}@{digest} first, or use another name"
+    )]
+    SaeVersionExists {
+        /// The name.
+        sae_id: String,
+        /// Digest of the content.
+        digest: String,
+        /// Hook point of the stored version.
+        hook_name: String,
+        /// Model of the stored version.
+        model_id: String,
+    },
     /// The same numbers are stored under that name for another model.
     #[error(
         "CAV {name:?} with these numbers is already stored for model {stored_model_id:?}; versions are \
-         immutable: delete {name:?} first, or use another name"
+         immutable: purge {name:?} first, or use another name"
     )]
     CavExists {
         /// The name.

@@ -88,6 +88,15 @@ impl FeatureRegistryService for RegistryService {
         ))
     }
 
+    async fn undelete_sae(
+        &self,
+        request: Request<v1::UndeleteSaeRequest>,
+    ) -> Result<Response<v1::UndeleteSaeResponse>, Status> {
+        Ok(Response::new(
+            saes::undelete(&self.registry, request.into_inner()).await?,
+        ))
+    }
+
     async fn download_sae(
         &self,
         request: Request<v1::DownloadSaeRequest>,
@@ -248,6 +257,15 @@ impl FeatureRegistryService for RegistryService {
     ) -> Result<Response<v1::DeleteCavResponse>, Status> {
         Ok(Response::new(
             cavs::delete(&self.registry, request.into_inner()).await?,
+        ))
+    }
+
+    async fn undelete_cav(
+        &self,
+        request: Request<v1::UndeleteCavRequest>,
+    ) -> Result<Response<v1::UndeleteCavResponse>, Status> {
+        Ok(Response::new(
+            cavs::undelete(&self.registry, request.into_inner()).await?,
         ))
     }
 }

@@ -1,6 +1,7 @@
 //! What the service does, apart from gRPC: one method per operation.
 
 mod cavs;
+mod deletion;
 mod features;
 mod labels;
 mod saes;
@@ -13,6 +14,7 @@ mod training;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
@@ -20,10 +22,11 @@ use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use crate::{
     error::{Error, Result},
     import::access::{Access, HubAccess},
-    store::{SaeRecord, Store},
+    store::{Address, SaeRecord, Store, Versions},
     vectors::{Stored, Vectors},
 };
 
+pub use deletion::{KEEP_DELETED_DAYS, Removed};
 pub use features::{FEATURES_MAX, FeatureName, FeatureRef, check_index};
 pub use saes::ImportSource;
 use search::SharedVocabulary;
@@ -61,6 +64,7 @@ pub struct Registry {
     /// so that neither happens between the two steps of the other.
     objects: Mutex<()>,
     vocabulary: SharedVocabulary,
+    keep_deleted: Duration,
 }
 
 impl Registry {
@@ -90,7 +94,9 @@ impl Registry {
             trainings: Semaphore::new(training::TRAININGS_MAX),
             objects: Mutex::new(()),
             vocabulary: SharedVocabulary::default(),
-        })
+            keep_deleted: Duration::ZERO,
+        }
+        .keeping_deleted(KEEP_DELETED_DAYS))
     }
 
     /// With a list of hub repositories that may be imported.
@@ -129,13 +135,11 @@ impl Registry {
         self.store.close().await;
     }
 
-    /// The SAE of that name; an empty name stands for the only one.
+    /// The SAE at `name` (its newest version) or `name@digest`; an empty name stands for the
+    /// only one.
     pub async fn sae(&self, sae_id: &str) -> Result<SaeRecord> {
         if !sae_id.is_empty() {
-            return match self.store.sae(sae_id).await? {
-                Some(sae) => Ok(sae),
-                None => Err(self.sae_not_found(sae_id).await?),
-            };
+            return self.sae_at(sae_id).await;
         }
         let mut saes = self.store.list_saes("", NAMES_LISTED).await?;
         match (saes.pop(), saes.as_slice()) {
@@ -162,13 +166,30 @@ impl Registry {
         }
     }
 
-    /// Why an SAE could not be read: damage, unless it was deleted meanwhile.
+    async fn sae_at(&self, sae_id: &str) -> Result<SaeRecord> {
+        let address = deletion::parse_sae_address(sae_id)?;
+        if address.digest_prefix.is_none() {
+            return match self.store.sae(sae_id).await? {
+                Some(sae) => Ok(sae),
+                None => Err(self.sae_not_found(sae_id).await?),
+            };
+        }
+        let mut found = self.store.saes_at(&address, Versions::Live).await?;
+        match (found.pop(), found.is_empty()) {
+            (Some(sae), true) => Ok(sae),
+            (Some(_), false) => Err(deletion::ambiguous("sae_id", sae_id)),
+            (None, _) => Err(self.sae_not_found(sae_id).await?),
+        }
+    }
+
+    /// Why an SAE could not be read: damage, unless it was purged meanwhile.
     async fn unreadable(&self, sae: &SaeRecord, error: Error) -> Error {
         if !matches!(error, Error::DataLoss(_)) {
             return error;
         }
-        match self.store.sae(&sae.name).await {
-            Ok(Some(now)) if now.digest == sae.digest => error.of_sae(&sae.name),
+        let address = Address::of(&sae.name, &sae.digest);
+        match self.store.saes_at(&address, Versions::All).await {
+            Ok(there) if !there.is_empty() => error.of_sae(&sae.name),
             Ok(_) => self
                 .sae_not_found(&sae.name)
                 .await
@@ -178,6 +199,13 @@ impl Registry {
     }
 
     async fn sae_not_found(&self, sae_id: &str) -> Result<Error> {
+        let address = deletion::parse_sae_address(sae_id)?;
+        let deleted = self.store.saes_at(&address, Versions::Deleted).await?;
+        if !deleted.is_empty() {
+            return Ok(Error::SaeDeleted {
+                sae_id: sae_id.to_owned(),
+            });
+        }
         let known = self.store.list_saes("", NAMES_LISTED).await?;
         Ok(Error::SaeNotFound {
             sae_id: sae_id.to_owned(),

@@ -29,7 +29,7 @@ const CONNECTION: Connection = Connection {
 /// How long a query may still take after the drain.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 
-/// Time between two searches for objects of a bucket that no SAE has.
+/// Time between two rounds of upkeep.
 const SWEEP_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
 
 type Service = FeatureRegistryServiceServer<RegistryService>;
@@ -56,15 +56,12 @@ pub async fn run(
     let (vectors, _cache_lock) = open_vectors(&config)?;
     let store = open_store(&config).await?;
     let staging = config.data.join("staging");
-    let registry = Arc::new(Registry::open(store, vectors, &staging, access)?.with_hub(hub));
+    let registry = Registry::open(store, vectors, &staging, access)?.with_hub(hub);
+    let registry = Arc::new(registry.keeping_deleted(config.keep_deleted_days));
     if config.objects.is_none() {
         registry.remove_orphans().await?;
     }
-    // A bucket may be out of reach, and others put their objects there as well.
-    let sweep = config
-        .objects
-        .as_ref()
-        .map(|_| tokio::spawn(sweep(Arc::clone(&registry))));
+    let sweep = tokio::spawn(sweep(Arc::clone(&registry), config.objects.is_some()));
 
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION")).map_err(boxed)?;
     let front = Front::start(FrontConfig {
@@ -90,9 +87,7 @@ pub async fn run(
 
     shutdown.await;
     tracing::info!("stopping");
-    if let Some(sweep) = sweep {
-        sweep.abort();
-    }
+    sweep.abort();
     let served = front.drain().await.map_err(boxed);
     if tokio::time::timeout(CLOSE_MAX, registry.close())
         .await
@@ -117,10 +112,14 @@ fn open_vectors(config: &Config) -> Result<(Vectors, Option<File>)> {
     Ok((Vectors::remote(cache), Some(lock)))
 }
 
-/// Removes objects that nobody named, now and then.
-async fn sweep(registry: Arc<Registry>) {
+/// Purges what was deleted long ago, now and then, and removes objects of a bucket that nobody
+/// named: it may be out of reach at the start, and others put their objects there as well.
+async fn sweep(registry: Arc<Registry>, bucket: bool) {
     loop {
-        if let Err(error) = registry.remove_orphans().await {
+        if let Err(error) = registry.purge_deleted().await {
+            tracing::warn!(%error, "deleted versions could not be purged");
+        }
+        if bucket && let Err(error) = registry.remove_orphans().await {
             tracing::warn!(%error, "objects could not be looked through");
         }
         tokio::time::sleep(SWEEP_EVERY).await;

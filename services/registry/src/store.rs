@@ -4,17 +4,21 @@
 //! A backend is tables and statements: what a row means is in `rows`, how words of labels
 //! are listed in `words`, and how a search ranks in [`crate::registry::search`].
 
+mod cav;
 mod label;
 pub mod postgres;
 mod rows;
 pub mod sqlite;
 mod statistics;
 mod training;
+mod version;
 mod words;
 
+pub use cav::{CavDirectionRecord, CavRecord};
 pub use label::{Evidence, EvidenceValue, FeatureNotes, LabelFacts, LabelRecord, NewLabel};
 pub use statistics::{StatisticsBatches, StatisticsVersion, WhichStatistics};
 pub use training::CavTraining;
+pub use version::{Address, Versions};
 pub use words::{LabelIds, Posting, words};
 
 use std::{collections::HashMap, path::Path};
@@ -30,7 +34,7 @@ use crate::{canonical::Layout, error::Result, statistics::FeatureStatistics};
 pub struct SaeRecord {
     /// Key in the store; 0 before it is stored.
     pub key: i64,
-    /// Name.
+    /// Name, without a digest.
     pub name: String,
     /// SHA-256 (hex) of the canonical object.
     pub digest: String,
@@ -50,6 +54,8 @@ pub struct SaeRecord {
     pub created_at_ms: i64,
     /// Labels known.
     pub label_count: u64,
+    /// When it was deleted, in milliseconds since 1970, UTC.
+    pub deleted_at_ms: Option<i64>,
 }
 
 /// What a label import stored.
@@ -106,47 +112,6 @@ pub struct LabelPage<'a> {
     pub limit: u32,
 }
 
-/// A CAV's direction at one hook point.
-#[derive(Debug, Clone, PartialEq)]
-pub struct CavDirectionRecord {
-    /// Hook point.
-    pub hook_name: String,
-    /// Number of components.
-    pub width: u32,
-    /// Euclidean norm.
-    pub norm: f32,
-    /// Components; empty in listings.
-    pub values: Vec<f32>,
-}
-
-/// One version of a CAV.
-#[derive(Debug, Clone, PartialEq)]
-pub struct CavRecord {
-    /// Name.
-    pub name: String,
-    /// SHA-256 (hex) of hook points and numbers.
-    pub digest: String,
-    /// Model.
-    pub model_id: String,
-    /// File or method it came from.
-    pub origin: String,
-    /// Milliseconds since 1970, UTC.
-    pub created_at_ms: i64,
-    /// At least one.
-    pub directions: Vec<CavDirectionRecord>,
-    /// How it was trained, if it was trained here.
-    pub training: Option<CavTraining>,
-}
-
-/// A CAV by name, or a version of it by (a prefix of) its digest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CavAddress {
-    /// Name.
-    pub name: String,
-    /// Hex digits that the digest starts with.
-    pub digest_prefix: Option<String>,
-}
-
 /// Labels of a file, in batches.
 pub type LabelBatches<'a> = BoxStream<'a, Result<Vec<NewLabel>>>;
 
@@ -157,16 +122,35 @@ pub type ObjectsLock = Box<dyn Send>;
 /// durable when the call returns, or none of it is there.
 #[async_trait]
 pub trait Store: std::fmt::Debug + Send + Sync + 'static {
-    /// Adds an SAE. Errors with `SaeExists` if the name is taken.
-    async fn add_sae(&self, sae: &SaeRecord) -> Result<SaeRecord>;
-    /// The SAE of that name.
+    /// Makes an SAE the newest version of its name. One that is there already, deleted or not,
+    /// becomes the newest again, and is returned as it is. Errors with `SaeExists` if the name
+    /// is held and no new version is allowed.
+    async fn add_sae(&self, sae: &SaeRecord, new_version: bool) -> Result<SaeRecord>;
+    /// The newest version of that name.
     async fn sae(&self, name: &str) -> Result<Option<SaeRecord>>;
-    /// SAEs by name, behind `after`.
+    /// Versions at an address, newest first, at most two.
+    async fn saes_at(&self, address: &Address, versions: Versions) -> Result<Vec<SaeRecord>>;
+    /// Newest versions by name, behind `after`.
     async fn list_saes(&self, after: &str, limit: u32) -> Result<Vec<SaeRecord>>;
-    /// Removes an SAE and its labels. Returns its digest, and whether another
-    /// SAE still has the same; None if there is no such SAE.
-    async fn remove_sae(&self, name: &str) -> Result<Option<(String, bool)>>;
-    /// Whether an SAE with these directions exists.
+    /// Versions in the order of storing, behind `after`, each with its place in that order.
+    async fn list_sae_versions(
+        &self,
+        versions: Versions,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<(i64, SaeRecord)>>;
+    /// Deletes the versions at an address, with all that is theirs; returns how many.
+    async fn delete_saes(&self, address: &Address) -> Result<u32>;
+    /// Brings the deleted versions at an address back; returns how many.
+    async fn undelete_saes(&self, address: &Address) -> Result<u32>;
+    /// Removes the versions at an address for good, deleted or not; or only those that were
+    /// deleted before a time. Returns each one's digest, and whether another SAE has the same.
+    async fn purge_saes(
+        &self,
+        address: &Address,
+        deleted_before_ms: Option<i64>,
+    ) -> Result<Vec<(String, bool)>>;
+    /// Whether an SAE with these directions exists, deleted or not.
     async fn has_digest(&self, digest: &str) -> Result<bool>;
     /// Keeps other processes from giving an object its first row or taking its last,
     /// until the lock is dropped. A process holds one at a time.
@@ -244,21 +228,28 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     async fn add_cavs(&self, cavs: &[CavRecord]) -> Result<Vec<CavRecord>>;
     /// Newest versions by name, behind `after`, without numbers.
     async fn list_cavs(&self, prefix: &str, after: &str, limit: u32) -> Result<Vec<CavRecord>>;
-    /// All versions of names that start with `prefix`, in the order of storing, behind `after`,
+    /// Versions of names that start with `prefix`, in the order of storing, behind `after`,
     /// each with its place in that order; without numbers.
     async fn list_cav_versions(
         &self,
         prefix: &str,
+        versions: Versions,
         after: i64,
         limit: u32,
     ) -> Result<Vec<(i64, CavRecord)>>;
     /// Versions at an address, newest first, at most two, with numbers.
-    async fn cavs_at(&self, address: &CavAddress) -> Result<Vec<CavRecord>>;
-    /// Removes the versions at an address; returns how many.
-    async fn remove_cavs(&self, address: &CavAddress) -> Result<u32>;
+    async fn cavs_at(&self, address: &Address, versions: Versions) -> Result<Vec<CavRecord>>;
+    /// Deletes the versions at an address; returns how many.
+    async fn delete_cavs(&self, address: &Address) -> Result<u32>;
+    /// Brings the deleted versions at an address back to their places; returns how many.
+    async fn undelete_cavs(&self, address: &Address) -> Result<u32>;
+    /// Removes the versions at an address for good, deleted or not; returns how many.
+    async fn purge_cavs(&self, address: &Address) -> Result<u32>;
+    /// Removes what was deleted before a time for good; returns how many.
+    async fn purge_deleted_cavs(&self, before_ms: i64) -> Result<u32>;
     /// Names of CAVs, at most `limit`.
     async fn cav_names(&self, limit: u32) -> Result<Vec<String>>;
-    /// Names and digests of CAVs, all versions, behind `after`.
+    /// Names and digests of CAVs, all versions, deleted ones too, behind `after`.
     async fn cav_versions(&self, after: (&str, &str), limit: u32) -> Result<Vec<(String, String)>>;
 
     /// What the database itself finds wrong with its data.
@@ -304,39 +295,13 @@ impl SaeRecord {
             origin: self.origin.clone(),
             created_at: Some(timestamp(self.created_at_ms)),
             label_count: self.label_count,
+            delete_time: self.deleted_at_ms.map(timestamp),
         }
     }
 }
 
-impl CavRecord {
-    /// The wire's message, with vectors if the record has them.
-    pub fn into_wire(self) -> v1::Cav {
-        let name = self.name;
-        let directions = self.directions.into_iter().map(|direction| {
-            let vector = (!direction.values.is_empty()).then(|| v1::Vector {
-                name: name.clone(),
-                values: direction.values,
-            });
-            v1::CavDirection {
-                hook_name: direction.hook_name,
-                width: direction.width,
-                norm: direction.norm,
-                vector,
-            }
-        });
-        v1::Cav {
-            directions: directions.collect(),
-            digest: self.digest,
-            model_id: self.model_id,
-            origin: self.origin,
-            created_at: Some(timestamp(self.created_at_ms)),
-            training: self.training.map(CavTraining::into_wire),
-            name,
-        }
-    }
-}
-
-fn timestamp(ms: i64) -> prost_types::Timestamp {
+/// The wire's time.
+pub fn timestamp(ms: i64) -> prost_types::Timestamp {
     prost_types::Timestamp {
         seconds: ms.div_euclid(1000),
         // Below 10^9, so it fits.

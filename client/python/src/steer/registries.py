@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from numpy.typing import ArrayLike
 
-from steer import concepts, registry, rpc, v1
+from steer import concepts, registry, v1
 from steer.registry import Cav, Feature, Listing, OnProgress
 from steer.rpc import Plan
 
@@ -23,9 +23,15 @@ class _AsyncRun(Protocol):
     def __call__(self, plan: Plan[Result], /) -> Awaitable[Result]: ...
 
 
-def _options(name: str, hook: str, model_id: str, scale: float | None) -> v1.SaeImportOptions:
+def _options(
+    name: str, hook: str, model_id: str, scale: float | None, new_version: bool
+) -> v1.SaeImportOptions:
     return v1.SaeImportOptions(
-        sae_id=name, hook_name=hook, model_id=model_id, activation_scale=scale
+        sae_id=name,
+        hook_name=hook,
+        model_id=model_id,
+        activation_scale=scale,
+        new_version=new_version,
     )
 
 
@@ -92,9 +98,11 @@ class Registry:
         )
         return self._run(concepts.train_cavs(activations, labels, config))
 
-    def saes(self, *, limit: int | None = None) -> Listing[v1.Sae]:
-        """SAEs by name."""
-        return self._run(registry.saes(limit))
+    def saes(
+        self, *, limit: int | None = None, all_versions: bool = False, deleted: bool = False
+    ) -> Listing[v1.Sae]:
+        """SAEs by name, newest versions; or every version, with `deleted` those deleted too."""
+        return self._run(registry.saes(limit, all_versions, deleted))
 
     def import_sae(
         self,
@@ -105,11 +113,13 @@ class Registry:
         hook: str = "",
         model_id: str = "",
         activation_scale: float | None = None,
+        new_version: bool = False,
         on_progress: OnProgress | None = None,
     ) -> v1.Sae:
-        """Has the registry import an SAE: a path that it can read, or a hub repository."""
+        """Has the registry import an SAE: a path that it can read, or a hub repository. A name
+        that is another's is refused, unless as a new version."""
         source = registry.source(path, hub)
-        options = _options(name, hook, model_id, activation_scale)
+        options = _options(name, hook, model_id, activation_scale, new_version)
         return self._run(registry.import_sae(source, options, on_progress))
 
     def upload_sae(
@@ -120,15 +130,21 @@ class Registry:
         hook: str = "",
         model_id: str = "",
         activation_scale: float | None = None,
+        new_version: bool = False,
         on_progress: OnProgress | None = None,
     ) -> v1.Sae:
         """Sends an SAE's file or folder from here."""
-        options = _options(name, hook, model_id, activation_scale)
+        options = _options(name, hook, model_id, activation_scale, new_version)
         return self._run(registry.upload_sae(Path(path), options, on_progress))
 
-    def delete_sae(self, name: str) -> None:
-        """Removes an SAE with its labels and directions."""
-        self._run(rpc.ask(rpc.DELETE_SAE, v1.DeleteSaeRequest(sae_id=name)))
+    def delete_sae(self, name: str, *, purge: bool = False) -> int:
+        """Deletes one version (`name@digest`) of an SAE or all (`name`), with labels; how many.
+        `undelete_sae` brings them back; with `purge` nothing does."""
+        return self._run(registry.delete_sae(name, purge))
+
+    def undelete_sae(self, name: str) -> int:
+        """Brings one deleted version (`name@digest`) of an SAE back or all (`name`); how many."""
+        return self._run(registry.undelete_sae(name))
 
     def import_labels(
         self, path: str | Path, *, sae: str, source: str = ""
@@ -136,9 +152,17 @@ class Registry:
         """Sends a file of labels: `{label: index}` JSON, Neuronpedia explanations, JSON lines."""
         return self._run(registry.import_labels(Path(path), sae, source))
 
-    def cavs(self, prefix: str = "", *, limit: int | None = None) -> Listing[v1.Cav]:
-        """CAVs by name, newest versions, without their vectors."""
-        return self._run(registry.cavs(prefix, limit))
+    def cavs(
+        self,
+        prefix: str = "",
+        *,
+        limit: int | None = None,
+        all_versions: bool = False,
+        deleted: bool = False,
+    ) -> Listing[v1.Cav]:
+        """CAVs by name, newest versions; or every version, with `deleted` those that were deleted
+        too. Without their vectors."""
+        return self._run(registry.cavs(prefix, limit, all_versions, deleted))
 
     def cav(self, name: str) -> Cav:
         """One CAV with its vectors, by `name` or `name@digest`."""
@@ -156,10 +180,14 @@ class Registry:
         """Sends a file of CAVs: the notebook's `.pt`, safetensors, GGUF control vectors, JSON."""
         return self._run(registry.import_cavs(Path(path), hook, model_id))
 
-    def delete_cav(self, name: str) -> int:
-        """Removes one version (`name@digest`) or all (`name`); how many it removed."""
-        answer = self._run(rpc.ask(rpc.DELETE_CAV, v1.DeleteCavRequest(name=name)))
-        return answer.removed_count
+    def delete_cav(self, name: str, *, purge: bool = False) -> int:
+        """Deletes one version (`name@digest`) or all (`name`); how many. `undelete_cav` brings them
+        back; with `purge` nothing does."""
+        return self._run(registry.delete_cav(name, purge))
+
+    def undelete_cav(self, name: str) -> int:
+        """Brings one deleted version (`name@digest`) back or all (`name`); how many."""
+        return self._run(registry.undelete_cav(name))
 
 
 class AsyncRegistry:
@@ -224,9 +252,11 @@ class AsyncRegistry:
         )
         return await self._run(concepts.train_cavs(activations, labels, config))
 
-    async def saes(self, *, limit: int | None = None) -> Listing[v1.Sae]:
+    async def saes(
+        self, *, limit: int | None = None, all_versions: bool = False, deleted: bool = False
+    ) -> Listing[v1.Sae]:
         """See `Registry.saes`."""
-        return await self._run(registry.saes(limit))
+        return await self._run(registry.saes(limit, all_versions, deleted))
 
     async def import_sae(
         self,
@@ -237,11 +267,12 @@ class AsyncRegistry:
         hook: str = "",
         model_id: str = "",
         activation_scale: float | None = None,
+        new_version: bool = False,
         on_progress: OnProgress | None = None,
     ) -> v1.Sae:
         """See `Registry.import_sae`."""
         source = registry.source(path, hub)
-        options = _options(name, hook, model_id, activation_scale)
+        options = _options(name, hook, model_id, activation_scale, new_version)
         return await self._run(registry.import_sae(source, options, on_progress))
 
     async def upload_sae(
@@ -252,15 +283,20 @@ class AsyncRegistry:
         hook: str = "",
         model_id: str = "",
         activation_scale: float | None = None,
+        new_version: bool = False,
         on_progress: OnProgress | None = None,
     ) -> v1.Sae:
         """See `Registry.upload_sae`."""
-        options = _options(name, hook, model_id, activation_scale)
+        options = _options(name, hook, model_id, activation_scale, new_version)
         return await self._run(registry.upload_sae(Path(path), options, on_progress))
 
-    async def delete_sae(self, name: str) -> None:
+    async def delete_sae(self, name: str, *, purge: bool = False) -> int:
         """See `Registry.delete_sae`."""
-        await self._run(rpc.ask(rpc.DELETE_SAE, v1.DeleteSaeRequest(sae_id=name)))
+        return await self._run(registry.delete_sae(name, purge))
+
+    async def undelete_sae(self, name: str) -> int:
+        """See `Registry.undelete_sae`."""
+        return await self._run(registry.undelete_sae(name))
 
     async def import_labels(
         self, path: str | Path, *, sae: str, source: str = ""
@@ -268,9 +304,16 @@ class AsyncRegistry:
         """See `Registry.import_labels`."""
         return await self._run(registry.import_labels(Path(path), sae, source))
 
-    async def cavs(self, prefix: str = "", *, limit: int | None = None) -> Listing[v1.Cav]:
+    async def cavs(
+        self,
+        prefix: str = "",
+        *,
+        limit: int | None = None,
+        all_versions: bool = False,
+        deleted: bool = False,
+    ) -> Listing[v1.Cav]:
         """See `Registry.cavs`."""
-        return await self._run(registry.cavs(prefix, limit))
+        return await self._run(registry.cavs(prefix, limit, all_versions, deleted))
 
     async def cav(self, name: str) -> Cav:
         """See `Registry.cav`."""
@@ -288,7 +331,10 @@ class AsyncRegistry:
         """See `Registry.import_cavs`."""
         return await self._run(registry.import_cavs(Path(path), hook, model_id))
 
-    async def delete_cav(self, name: str) -> int:
+    async def delete_cav(self, name: str, *, purge: bool = False) -> int:
         """See `Registry.delete_cav`."""
-        answer = await self._run(rpc.ask(rpc.DELETE_CAV, v1.DeleteCavRequest(name=name)))
-        return answer.removed_count
+        return await self._run(registry.delete_cav(name, purge))
+
+    async def undelete_cav(self, name: str) -> int:
+        """See `Registry.undelete_cav`."""
+        return await self._run(registry.undelete_cav(name))

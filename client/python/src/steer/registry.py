@@ -139,15 +139,18 @@ def features(
     return Listing(entries, columns=FEATURES)
 
 
-def saes(limit: int | None) -> Plan[Listing[v1.Sae]]:
-    """SAEs by name."""
-    entries = yield from _pages(rpc.LIST_SAES, v1.ListSaesRequest(), "saes", limit)
+def saes(limit: int | None, all_versions: bool, deleted: bool) -> Plan[Listing[v1.Sae]]:
+    """SAEs by name, or versions in the order of storing."""
+    request = v1.ListSaesRequest(all_versions=all_versions, show_deleted=deleted)
+    entries = yield from _pages(rpc.LIST_SAES, request, "saes", limit)
     return Listing(entries, columns=SAES)
 
 
-def cavs(prefix: str, limit: int | None) -> Plan[Listing[v1.Cav]]:
-    """CAVs by name."""
-    request = v1.ListCavsRequest(prefix=prefix)
+def cavs(
+    prefix: str, limit: int | None, all_versions: bool, deleted: bool
+) -> Plan[Listing[v1.Cav]]:
+    """CAVs by name, or versions in the order of storing."""
+    request = v1.ListCavsRequest(prefix=prefix, all_versions=all_versions, show_deleted=deleted)
     entries = yield from _pages(rpc.LIST_CAVS, request, "cavs", limit)
     return Listing(entries, columns=CAVS)
 
@@ -190,6 +193,30 @@ def create_cav(
         request.directions.append(v1.CavDirection(hook_name=hook_name, vector=numbers))
     answer = yield from rpc.ask(rpc.CREATE_CAV, request)
     return Cav.of(answer.cav)
+
+
+def delete_sae(name: str, purge: bool) -> Plan[int]:
+    """Deletes versions of an SAE; how many."""
+    answer = yield from rpc.ask(rpc.DELETE_SAE, v1.DeleteSaeRequest(sae_id=name, purge=purge))
+    return answer.removed_count
+
+
+def undelete_sae(name: str) -> Plan[int]:
+    """Brings versions of an SAE back; how many."""
+    answer = yield from rpc.ask(rpc.UNDELETE_SAE, v1.UndeleteSaeRequest(sae_id=name))
+    return answer.restored_count
+
+
+def delete_cav(name: str, purge: bool) -> Plan[int]:
+    """Deletes versions of a CAV; how many."""
+    answer = yield from rpc.ask(rpc.DELETE_CAV, v1.DeleteCavRequest(name=name, purge=purge))
+    return answer.removed_count
+
+
+def undelete_cav(name: str) -> Plan[int]:
+    """Brings versions of a CAV back; how many."""
+    answer = yield from rpc.ask(rpc.UNDELETE_CAV, v1.UndeleteCavRequest(name=name))
+    return answer.restored_count
 
 
 def source(path: str | Path | None, hub: v1.HubSource | None) -> v1.HubSource | str:

@@ -110,6 +110,7 @@ UPLOAD_SAE = Rpc(
 LIST_SAES = Rpc(_R, "ListSaes", v1.ListSaesRequest, v1.ListSaesResponse)
 GET_SAE = Rpc(_R, "GetSae", v1.GetSaeRequest, v1.GetSaeResponse)
 DELETE_SAE = Rpc(_R, "DeleteSae", v1.DeleteSaeRequest, v1.DeleteSaeResponse, retriable=False)
+UNDELETE_SAE = Rpc(_R, "UndeleteSae", v1.UndeleteSaeRequest, v1.UndeleteSaeResponse)
 SEARCH_FEATURES = Rpc(_R, "SearchFeatures", v1.SearchFeaturesRequest, v1.SearchFeaturesResponse)
 LIST_FEATURES = Rpc(_R, "ListFeatures", v1.ListFeaturesRequest, v1.ListFeaturesResponse)
 GET_FEATURES = Rpc(_R, "GetFeatures", v1.GetFeaturesRequest, v1.GetFeaturesResponse)
@@ -147,3 +148,4 @@ IMPORT_CAVS = Rpc(
 LIST_CAVS = Rpc(_R, "ListCavs", v1.ListCavsRequest, v1.ListCavsResponse)
 GET_CAV = Rpc(_R, "GetCav", v1.GetCavRequest, v1.GetCavResponse)
 DELETE_CAV = Rpc(_R, "DeleteCav", v1.DeleteCavRequest, v1.DeleteCavResponse, retriable=False)
+UNDELETE_CAV = Rpc(_R, "UndeleteCav", v1.UndeleteCavRequest, v1.UndeleteCavResponse)

@@ -26,9 +26,9 @@ const PAGE_SIZE: u32 = 1000;
 
 /// Write everything that the registry holds to a folder of plain files.
 ///
-/// SAEs as safetensors, labels and feature statistics as JSON lines, every version of every CAV
-/// as safetensors, and a manifest with the SHA-256 of each file. Nothing is held in memory but
-/// the manifest. With `--sae NAME` it is that SAE only, without CAVs.
+/// SAEs as safetensors, their labels and feature statistics as JSON lines, CAVs as safetensors,
+/// every version of each that was not deleted, and a manifest with the SHA-256 of each file. Nothing is held in memory but
+/// the manifest. With `--sae NAME` it is that SAE's newest version only, without CAVs.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 `steer import` brings it back: the same digests, labels, statistics and versions. The files
@@ -39,7 +39,7 @@ Examples:
   steer export registry-2026-11
   steer export hockey --sae gemma-scope-l21-65k
 
-JSON, --json: `folder`, `sae_count`, `cav_count`, `file_count`, `bytes`")]
+JSON, --json: `folder`, `sae_count` and `cav_count` (versions), `file_count`, `bytes`")]
 pub(crate) struct ExportArgs {
     /// The folder: new, or empty.
     folder: PathBuf,
@@ -58,7 +58,7 @@ pub(crate) async fn run(args: ExportArgs, globals: &Globals) -> anyhow::Result<(
     let client = globals.client()?;
     let saes = match &globals.sae {
         Some(sae) => vec![client.get_sae(sae).await?],
-        None => client.list_saes(None).await?.items,
+        None => client.list_sae_versions(false, None).await?.items,
     };
     let folder = args.folder;
     std::fs::create_dir_all(&folder)
@@ -101,7 +101,7 @@ pub(crate) async fn run(args: ExportArgs, globals: &Globals) -> anyhow::Result<(
         return output::json(&document);
     }
     Ok(output::line(format_args!(
-        "{} SAEs and {} versions of CAVs in {}: {} files, {} bytes",
+        "{} versions of SAEs and {} of CAVs in {}: {} files, {} bytes",
         document.sae_count,
         document.cav_count,
         document.folder.display(),
@@ -116,13 +116,14 @@ async fn export_sae(
     place: &str,
     sae: v1::Sae,
 ) -> anyhow::Result<SaeEntry> {
-    let directions = directions(client, folder, place, &sae).await?;
-    let labels = labels(client, folder, place, &sae).await?;
-    let versions = client.list_feature_statistics_versions(&sae.sae_id, None);
+    let address = format!("{}@{}", sae.sae_id, sae.digest);
+    let directions = directions(client, folder, place, &sae, &address).await?;
+    let labels = labels(client, folder, place, &address).await?;
+    let versions = client.list_feature_statistics_versions(&address, None);
     let mut statistics = Vec::new();
     // Oldest first, so that the newest is stored last again.
     for version in versions.await?.items.into_iter().rev() {
-        let features = features(client, folder, place, &sae, &version.digest).await?;
+        let features = features(client, folder, place, &address, &version.digest).await?;
         statistics.push(StatisticsEntry::new(version, features));
     }
     let v1::Sae {
@@ -154,12 +155,13 @@ async fn directions(
     folder: &Path,
     place: &str,
     sae: &v1::Sae,
+    address: &str,
 ) -> anyhow::Result<FileEntry> {
     // Two matrices and little more.
     let bytes = 8 * u64::from(sae.d_sae) * u64::from(sae.d_in);
     let bar = progress::bytes(bytes, "directions");
     let mut file = Writing::create(folder, format!("{place}/steer_sae.safetensors"))?;
-    let mut chunks = client.download_sae(&sae.sae_id).await?;
+    let mut chunks = client.download_sae(address).await?;
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk?;
         file.write(&chunk)?;
@@ -181,10 +183,10 @@ async fn labels(
     client: &Client,
     folder: &Path,
     place: &str,
-    sae: &v1::Sae,
+    address: &str,
 ) -> anyhow::Result<Option<FileEntry>> {
     let mut request = v1::ListFeaturesRequest {
-        sae_id: sae.sae_id.clone(),
+        sae_id: address.to_owned(),
         include_candidates: true,
         page_size: PAGE_SIZE,
         ..v1::ListFeaturesRequest::default()
@@ -210,12 +212,12 @@ async fn features(
     client: &Client,
     folder: &Path,
     place: &str,
-    sae: &v1::Sae,
+    address: &str,
     digest: &str,
 ) -> anyhow::Result<FileEntry> {
     let mut file = Writing::create(folder, format!("{place}/statistics-{digest}.jsonl"))?;
     let mut request = v1::ListFeatureStatisticsRequest {
-        sae_id: sae.sae_id.clone(),
+        sae_id: address.to_owned(),
         digest: digest.to_owned(),
         page_size: PAGE_SIZE,
         ..v1::ListFeatureStatisticsRequest::default()
@@ -265,6 +267,7 @@ fn export_cav(folder: &Path, number: usize, cav: v1::Cav) -> anyhow::Result<CavE
         origin,
         created_at,
         training,
+        delete_time: _, // those are not exported
     } = cav;
     let mut written = Vec::new();
     for direction in directions {

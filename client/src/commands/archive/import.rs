@@ -31,7 +31,8 @@ const LINE_LEN_MAX: u64 = 1 << 20;
 ///
 /// Every file is checked first against the SHA-256 in the manifest; nothing is sent if one was
 /// changed. What is there already with the same digest stays, so that an import that was
-/// interrupted can be run again. An SAE of the same name but another digest is an error.
+/// interrupted can be run again. A name that is that of an SAE which the export lacks is an
+/// error.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -69,7 +70,12 @@ pub(crate) async fn run(args: ImportArgs, globals: &Globals) -> anyhow::Result<(
     bar.finish_and_clear();
     let mut document = ImportDocument::default();
     for sae in &manifest.saes {
-        import_sae(&client, &folder, sae).await?;
+        let versions = manifest.saes.iter();
+        let versions = versions.filter(|version| version.sae_id == sae.sae_id);
+        let versions: Vec<&str> = versions.map(|version| version.digest.as_str()).collect();
+        if is_wanted(&client, sae, &versions).await? {
+            import_sae(&client, &folder, sae).await?;
+        }
         document.sae_count += 1;
         if let Some(labels) = &sae.labels {
             document.label_count += import_labels(&client, &folder, sae, labels).await?;
@@ -93,26 +99,40 @@ pub(crate) async fn run(args: ImportArgs, globals: &Globals) -> anyhow::Result<(
         cav_count,
     } = document;
     Ok(output::line(format_args!(
-        "{sae_count} SAEs, {label_count} labels, {statistics_count} versions of statistics, \
-         {cav_count} versions of CAVs"
+        "{sae_count} versions of SAEs, {label_count} labels, {statistics_count} versions of \
+         statistics, {cav_count} versions of CAVs"
     ))?)
 }
 
-async fn import_sae(client: &Client, folder: &Path, sae: &SaeEntry) -> anyhow::Result<()> {
-    match client.get_sae(&sae.sae_id).await {
-        Ok(there) if there.digest == sae.digest => return Ok(()),
-        Ok(there) => {
-            return Err(hinted(
-                format!(
-                    "the registry has another SAE {:?}, of digest {}",
-                    sae.sae_id, there.digest
-                ),
-                "delete it with `steer saes rm`, or import the others with --sae NAME",
-            ));
-        }
-        Err(Error::Rpc { status, .. }) if status.code() == tonic::Code::NotFound => {}
-        Err(error) => return Err(error.into()),
+/// Whether a version, one of those of its name in the export, is to be sent. The last of them
+/// must become what the name finds.
+async fn is_wanted(client: &Client, sae: &SaeEntry, versions: &[&str]) -> anyhow::Result<bool> {
+    let Some(newest) = held(client, &sae.sae_id).await? else {
+        return Ok(true);
+    };
+    if !versions.contains(&newest.as_str()) {
+        return Err(hinted(
+            format!(
+                "the registry has another SAE {:?}, of digest {newest}",
+                sae.sae_id
+            ),
+            "delete it with `steer saes rm`, or import the others with --sae NAME",
+        ));
     }
+    let is_last = versions.last() == Some(&sae.digest.as_str());
+    Ok(newest != sae.digest && (is_last || held(client, &sae.address()).await?.is_none()))
+}
+
+/// Digest of the SAE at an address, if the registry has it.
+async fn held(client: &Client, address: &str) -> anyhow::Result<Option<String>> {
+    match client.get_sae(address).await {
+        Ok(sae) => Ok(Some(sae.digest)),
+        Err(Error::Rpc { status, .. }) if status.code() == tonic::Code::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn import_sae(client: &Client, folder: &Path, sae: &SaeEntry) -> anyhow::Result<()> {
     let options = v1::SaeImportOptions {
         sae_id: sae.sae_id.clone(),
         hook_name: sae.hook_name.clone(),
@@ -124,6 +144,7 @@ async fn import_sae(client: &Client, folder: &Path, sae: &SaeEntry) -> anyhow::R
             origin: sae.origin.clone(),
             created_at: time(sae.created_at.as_deref())?,
         }),
+        new_version: true,
     };
     let files = FileSet::scan(&sae.directions.locate(folder)?)?;
     let bar = progress::bytes(files.total_bytes, "directions");
@@ -146,7 +167,7 @@ async fn import_labels(
     labels: &FileEntry,
 ) -> anyhow::Result<u64> {
     let header = v1::LabelImportHeader {
-        sae_id: sae.sae_id.clone(),
+        sae_id: sae.address(),
         source: String::new(),
         // They were let in once, from files in which names may be shared.
         shared_names: true,

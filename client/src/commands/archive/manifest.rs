@@ -21,12 +21,13 @@ const LEN_MAX: u64 = 1 << 30;
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {
     pub(super) format: String,
+    /// Every version, in the order of storing.
     pub(super) saes: Vec<SaeEntry>,
     /// Every version, in the order of storing.
     pub(super) cavs: Vec<CavEntry>,
 }
 
-/// An SAE and what belongs to it.
+/// A version of an SAE and what belongs to it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SaeEntry {
@@ -124,6 +125,13 @@ impl Manifest {
     }
 }
 
+impl SaeEntry {
+    /// What finds this version.
+    pub(super) fn address(&self) -> String {
+        format!("{}@{}", self.sae_id, self.digest)
+    }
+}
+
 impl StatisticsEntry {
     pub(super) fn new(version: v1::FeatureStatisticsVersion, features: FileEntry) -> Self {
         let v1::FeatureStatisticsVersion {
@@ -166,7 +174,7 @@ impl StatisticsEntry {
     pub(super) fn to_wire(&self, sae: &SaeEntry) -> anyhow::Result<v1::FeatureStatisticsVersion> {
         Ok(v1::FeatureStatisticsVersion {
             digest: self.digest.clone(),
-            sae_id: sae.sae_id.clone(),
+            sae_id: sae.address(),
             sae_digest: sae.digest.clone(),
             source: Some(v1::CorpusSource {
                 origin: self.origin.clone(),

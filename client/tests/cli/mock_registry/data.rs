@@ -1,6 +1,10 @@
 //! What the mock registry holds.
 
-use steering_client::v1;
+use std::collections::HashMap;
+
+use steering_client::v1::{self, feature_ref::Feature};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
 /// The mock's SAE.
 pub(crate) const SAE: &str = "l1";
@@ -57,6 +61,7 @@ pub(crate) fn cav(name: &str) -> v1::Cav {
         origin: "cavs.pt".to_owned(),
         created_at: None,
         training: None,
+        delete_time: None,
     }
 }
 
@@ -82,4 +87,24 @@ pub(super) fn labels() -> impl Iterator<Item = v1::FeatureLabel> {
         source: "manual".to_owned(),
         ..v1::FeatureLabel::default()
     })
+}
+
+pub(super) fn not_found(reason: &str, message: String) -> Status {
+    let metadata = HashMap::from([("suggestions".to_owned(), r#"["baseball"]"#.to_owned())]);
+    let details = ErrorDetails::with_error_info(reason, "mock", metadata);
+    Status::with_error_details(Code::NotFound, message, details)
+}
+
+pub(super) fn found(reference: v1::FeatureRef) -> Result<v1::SaeFeature, Status> {
+    match reference.feature {
+        Some(Feature::FeatureIndex(index)) => Ok(feature(index)),
+        Some(Feature::Label(label)) => match LABELS.iter().find(|(known, _)| *known == label) {
+            Some((_, index)) => Ok(feature(*index)),
+            None => Err(not_found(
+                "LABEL_NOT_FOUND",
+                format!("no feature is labelled {label:?}"),
+            )),
+        },
+        None => Err(Status::invalid_argument("no feature")),
+    }
 }

@@ -20,6 +20,10 @@ impl From<Error> for Status {
             Error::SaeNotFound { .. } | Error::LabelNotFound { .. } | Error::CavNotFound { .. } => {
                 (Code::NotFound, not_found_details(&error))
             }
+            Error::SaeDeleted { sae_id } => {
+                (Code::NotFound, info("SAE_DELETED", &[("sae_id", sae_id)]))
+            }
+            Error::CavDeleted { name } => (Code::NotFound, info("CAV_DELETED", &[("name", name)])),
             Error::StatisticsNotFound { sae_id, .. } => (
                 Code::NotFound,
                 info("STATISTICS_NOT_FOUND", &[("sae_id", sae_id)]),
@@ -27,6 +31,13 @@ impl From<Error> for Status {
             Error::SaeExists { sae_id } => (
                 Code::AlreadyExists,
                 info("SAE_EXISTS", &[("sae_id", sae_id)]),
+            ),
+            Error::SaeVersionExists { sae_id, digest, .. } => (
+                Code::AlreadyExists,
+                info(
+                    "SAE_VERSION_EXISTS",
+                    &[("sae_id", sae_id), ("digest", digest)],
+                ),
             ),
             Error::CavExists { name, .. } => {
                 (Code::AlreadyExists, info("CAV_EXISTS", &[("name", name)]))

@@ -1,4 +1,4 @@
-//! `CreateCav`, `ImportCavs`, `ListCavs`, `GetCav`, `DeleteCav`.
+//! `CreateCav`, `ImportCavs`, `ListCavs`, `GetCav`, `DeleteCav`, `UndeleteCav`.
 
 use steering_proto::{HookPoint, Invalid, invalid::required, v1};
 use tonic::{Status, Streaming};
@@ -9,7 +9,7 @@ use crate::{
     error::Result,
     import::options::check_text,
     registry::Registry,
-    store::{CavRecord, CavTraining, milliseconds},
+    store::{CavRecord, CavTraining, Versions, milliseconds, timestamp},
 };
 
 const PAGE_SIZE: u32 = 100;
@@ -119,10 +119,12 @@ pub(super) async fn list(
         page_size,
         page_token,
         all_versions,
+        show_deleted,
     } = request;
     let size = pages::page_size(page_size, PAGE_SIZE)?;
-    if all_versions {
-        return list_versions(registry, &prefix, size, &page_token).await;
+    if all_versions || show_deleted {
+        let versions = Versions::with_deleted(show_deleted);
+        return list_versions(registry, &prefix, versions, size, &page_token).await;
     }
     let scope = format!("cavs {prefix}");
     let after: Option<String> = pages::decode(&scope, &page_token)?;
@@ -144,13 +146,14 @@ pub(super) async fn list(
 async fn list_versions(
     registry: &Registry,
     prefix: &str,
+    versions: Versions,
     size: u32,
     page_token: &str,
 ) -> Result<v1::ListCavsResponse> {
-    let scope = format!("versions of cavs {prefix}");
+    let scope = format!("{versions:?} versions of cavs {prefix}");
     let after: Option<i64> = pages::decode(&scope, page_token)?;
     let mut cavs = registry
-        .list_cav_versions(prefix, after.unwrap_or(0), size + 1)
+        .list_cav_versions(prefix, versions, after.unwrap_or(0), size + 1)
         .await?;
     let more = cavs.len() > size as usize;
     cavs.truncate(size as usize);
@@ -175,8 +178,20 @@ pub(super) async fn delete(
     registry: &Registry,
     request: v1::DeleteCavRequest,
 ) -> Result<v1::DeleteCavResponse> {
-    let v1::DeleteCavRequest { name } = request;
+    let v1::DeleteCavRequest { name, purge } = request;
+    let removed = registry.delete_cav(&name, purge).await?;
     Ok(v1::DeleteCavResponse {
-        removed_count: registry.delete_cav(&name).await?,
+        removed_count: removed.count,
+        purge_time: removed.purge_at_ms.map(timestamp),
+    })
+}
+
+pub(super) async fn undelete(
+    registry: &Registry,
+    request: v1::UndeleteCavRequest,
+) -> Result<v1::UndeleteCavResponse> {
+    let v1::UndeleteCavRequest { name } = request;
+    Ok(v1::UndeleteCavResponse {
+        restored_count: registry.undelete_cav(&name).await?,
     })
 }

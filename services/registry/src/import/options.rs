@@ -22,6 +22,8 @@ pub struct ImportOptions {
     pub activation_scale: Option<f32>,
     /// What an export says of the SAE.
     pub provenance: Option<Provenance>,
+    /// Whether the name may be another content's.
+    pub new_version: bool,
 }
 
 /// Checked [`v1::SaeProvenance`].
@@ -97,6 +99,7 @@ impl TryFrom<v1::SaeImportOptions> for ImportOptions {
             model_id,
             activation_scale,
             provenance,
+            new_version,
         } = wire;
         check_sae_id(&sae_id)?;
         check_text(&model_id, "model_id", MODEL_ID_LEN_MAX)?;
@@ -119,6 +122,7 @@ impl TryFrom<v1::SaeImportOptions> for ImportOptions {
                 .map(Provenance::try_from)
                 .transpose()
                 .map_err(|invalid| invalid.within("provenance"))?,
+            new_version,
         })
     }
 }

@@ -1,16 +1,14 @@
-//! CAVs: storing, listing, removal.
+//! CAVs: storing, listing.
 
 use std::{fs::File, sync::Arc};
 
-use steering_proto::Invalid;
-
-use super::{Registry, nearest};
+use super::{Registry, deletion::ambiguous, nearest};
 use crate::{
     blocking::blocking,
     cavs::{self, CavContext, CavFile, parse_address},
     error::{Error, Result},
     format::SourceFile,
-    store::{CavAddress, CavRecord},
+    store::{Address, CavRecord, Versions},
 };
 
 /// Names looked through for look-alikes.
@@ -45,22 +43,26 @@ impl Registry {
         self.store.list_cavs(prefix, after, limit).await
     }
 
-    /// All versions of names that start with `prefix`, as they were stored, behind `after`.
+    /// Versions of names that start with `prefix`, as they were stored, behind `after`.
     pub async fn list_cav_versions(
         &self,
         prefix: &str,
+        versions: Versions,
         after: i64,
         limit: u32,
     ) -> Result<Vec<(i64, CavRecord)>> {
-        self.store.list_cav_versions(prefix, after, limit).await
+        self.store
+            .list_cav_versions(prefix, versions, after, limit)
+            .await
     }
 
     /// The CAV at `name` (its newest version) or `name@digest`, with numbers.
     pub async fn cav(&self, address: &str) -> Result<CavRecord> {
         let parsed = parse_address(address)?;
-        let mut found = self.store.cavs_at(&parsed).await?.into_iter();
+        let found = self.store.cavs_at(&parsed, Versions::Live).await?;
+        let mut found = found.into_iter();
         match (found.next(), found.next()) {
-            (Some(_), Some(_)) if parsed.digest_prefix.is_some() => Err(ambiguous(address)),
+            (Some(_), Some(_)) if parsed.digest_prefix.is_some() => Err(ambiguous("name", address)),
             (Some(cav), _) if cavs::numbers_digest(&cav) != cav.digest => {
                 let CavRecord { name, digest, .. } = cav;
                 let text =
@@ -72,31 +74,17 @@ impl Registry {
         }
     }
 
-    /// Removes what is at `name` (all versions) or `name@digest` (one); returns how many.
-    pub async fn delete_cav(&self, address: &str) -> Result<u32> {
-        let parsed = parse_address(address)?;
-        if parsed.digest_prefix.is_some() && self.store.cavs_at(&parsed).await?.len() > 1 {
-            return Err(ambiguous(address));
+    pub(super) async fn cav_not_found(&self, parsed: &Address, address: &str) -> Result<Error> {
+        let deleted = self.store.cavs_at(parsed, Versions::Deleted).await?;
+        if !deleted.is_empty() {
+            return Ok(Error::CavDeleted {
+                name: address.to_owned(),
+            });
         }
-        match self.store.remove_cavs(&parsed).await? {
-            0 => Err(self.cav_not_found(&parsed, address).await?),
-            removed => Ok(removed),
-        }
-    }
-
-    async fn cav_not_found(&self, parsed: &CavAddress, address: &str) -> Result<Error> {
         let names = self.store.cav_names(NAMES_MAX).await?;
         Ok(Error::CavNotFound {
             name: address.to_owned(),
             nearest: nearest(&parsed.name, names),
         })
     }
-}
-
-fn ambiguous(address: &str) -> Error {
-    Invalid::field(
-        "name",
-        format!("{address:?} fits several versions; give more digits"),
-    )
-    .into()
 }

@@ -1,4 +1,4 @@
-//! SAEs: import, listing, removal.
+//! SAEs: import, listing.
 
 use std::{ops::Range, path::PathBuf, sync::Arc, time::Instant};
 
@@ -23,7 +23,7 @@ use crate::{
     },
     progress::Progress,
     scan::SaeFile,
-    store::{SaeRecord, now_ms},
+    store::{SaeRecord, Versions, now_ms},
     vectors::StagedObject,
 };
 
@@ -73,7 +73,8 @@ impl Registry {
         source: ImportSource,
         progress: Arc<Progress>,
     ) -> Result<SaeRecord> {
-        if self.store.sae(&options.sae_id).await?.is_some() {
+        let new_version = options.new_version;
+        if !new_version && self.store.sae(&options.sae_id).await?.is_some() {
             return Err(Error::SaeExists {
                 sae_id: options.sae_id,
             });
@@ -114,6 +115,7 @@ impl Registry {
             origin: opened.origin,
             created_at_ms: now_ms(),
             label_count: 0,
+            deleted_at_ms: None,
         };
         let record = match provenance {
             Some(known) => SaeRecord {
@@ -125,7 +127,7 @@ impl Registry {
             None => record,
         };
         drop(opened.upload);
-        let record = self.make_visible(staged, &record).await?;
+        let record = self.make_visible(staged, &record, new_version).await?;
         let total_ms = started.elapsed().as_millis();
         tracing::info!(
             sae = record.name,
@@ -272,23 +274,28 @@ impl Registry {
         Ok((described, staged))
     }
 
-    async fn make_visible(&self, staged: StagedObject, record: &SaeRecord) -> Result<SaeRecord> {
+    async fn make_visible(
+        &self,
+        staged: StagedObject,
+        record: &SaeRecord,
+        new_version: bool,
+    ) -> Result<SaeRecord> {
         // An upload takes long, and what nobody has named yet stays in a bucket for a while.
         if self.vectors.keeps_unnamed() {
             self.vectors.publish(staged).await?;
             let _here = self.objects.lock().await;
             let _everywhere = self.store.lock_objects().await?;
-            return self.name(record).await;
+            return self.name(record, new_version).await;
         }
         let _here = self.objects.lock().await;
         let _everywhere = self.store.lock_objects().await?;
         self.vectors.publish(staged).await?;
-        self.name(record).await
+        self.name(record, new_version).await
     }
 
     /// Gives an object that is visible a name; removes it if that fails.
-    async fn name(&self, record: &SaeRecord) -> Result<SaeRecord> {
-        match self.store.add_sae(record).await {
+    async fn name(&self, record: &SaeRecord, new_version: bool) -> Result<SaeRecord> {
+        match self.store.add_sae(record, new_version).await {
             Ok(record) => Ok(record),
             Err(error) => {
                 if !self.store.has_digest(&record.digest).await.unwrap_or(true) {
@@ -317,19 +324,18 @@ impl Registry {
         }
     }
 
-    /// SAEs by name, behind `after`.
+    /// Newest versions by name, behind `after`.
     pub async fn list_saes(&self, after: &str, limit: u32) -> Result<Vec<SaeRecord>> {
         self.store.list_saes(after, limit).await
     }
 
-    /// Removes an SAE, its labels, and its directions if no other SAE has the same.
-    pub async fn delete_sae(&self, sae_id: &str) -> Result<()> {
-        let _here = self.objects.lock().await;
-        let _everywhere = self.store.lock_objects().await?;
-        match self.store.remove_sae(sae_id).await? {
-            None => Err(self.sae_not_found(sae_id).await?),
-            Some((_, true)) => Ok(()),
-            Some((digest, false)) => self.vectors.delete(&digest).await,
-        }
+    /// Versions as they were stored, behind `after`.
+    pub async fn list_sae_versions(
+        &self,
+        versions: Versions,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<(i64, SaeRecord)>> {
+        self.store.list_sae_versions(versions, after, limit).await
     }
 }

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 
 use steering_proto::Invalid;
 
-use super::{CavDirectionRecord, CavRecord, Evidence, LabelFacts, LabelRecord, SaeRecord};
+use super::{
+    CavDirectionRecord, CavRecord, Evidence, LabelFacts, LabelRecord, SaeRecord, Versions,
+};
 use crate::{
     canonical::{Architecture, Layout, parse_normalization},
     error::{Error, Result},
@@ -13,7 +15,8 @@ use crate::{
 
 /// Columns of [`SaeRow`].
 pub(super) const SAE_COLUMNS: &str = "id, name, digest, hook_name, model_id, d_in, d_sae, \
-     architecture, input_normalization, data_start, format, origin, created_at_ms, label_count";
+     architecture, input_normalization, data_start, format, origin, created_at_ms, label_count, \
+     stored, deleted_at_ms";
 
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct SaeRow {
@@ -31,6 +34,8 @@ pub(super) struct SaeRow {
     origin: String,
     created_at_ms: i64,
     label_count: i64,
+    pub(super) stored: i64,
+    deleted_at_ms: Option<i64>,
 }
 
 impl SaeRow {
@@ -48,14 +53,67 @@ impl SaeRow {
             normalization: parse_normalization(&self.input_normalization)
                 .ok_or_else(|| bad("input_normalization"))?,
             label_count: u64::try_from(self.label_count).map_err(|_| bad("label_count"))?,
-            name: self.name,
+            name: sae_name(&self.name).to_owned(),
             digest: self.digest,
             hook_name: self.hook_name,
             model_id: self.model_id,
             format: self.format,
             origin: self.origin,
             created_at_ms: self.created_at_ms,
+            deleted_at_ms: self.deleted_at_ms,
         })
+    }
+}
+
+/// Condition on `saes`: the row that a name finds.
+pub(super) const NEWEST_SAE: &str = "name NOT LIKE '%@%'";
+
+/// The name of a row, which older and deleted versions have as `name@digest`.
+fn sae_name(stored: &str) -> &str {
+    stored.split_once('@').map_or(stored, |(name, _)| name)
+}
+
+/// The name of a row that no name finds.
+pub(super) fn sae_version_name(name: &str, digest: &str) -> String {
+    format!("{name}@{digest}")
+}
+
+/// Names of rows that a name does not find: from the first text on, below the second.
+pub(super) fn sae_version_names(name: &str) -> [String; 2] {
+    // "A" comes behind "@".
+    [format!("{name}@"), format!("{name}A")]
+}
+
+/// The version's row once more; the same content at another place is an error.
+pub(super) fn same_place(stored: &SaeRecord, sae: &SaeRecord) -> Result<()> {
+    if (&stored.hook_name, &stored.model_id) == (&sae.hook_name, &sae.model_id) {
+        return Ok(());
+    }
+    Err(Error::SaeVersionExists {
+        sae_id: sae.name.clone(),
+        digest: sae.digest.clone(),
+        hook_name: stored.hook_name.clone(),
+        model_id: stored.model_id.clone(),
+    })
+}
+
+impl Versions {
+    /// Condition on rows of `saes`.
+    pub(super) fn of_saes(self) -> &'static str {
+        match self {
+            Self::Live => "deleted_at_ms IS NULL",
+            Self::Deleted => "deleted_at_ms IS NOT NULL",
+            Self::All => "TRUE",
+        }
+    }
+
+    /// Condition on rows of `cavs`.
+    pub(super) fn of_cavs(self) -> &'static str {
+        match self {
+            Self::Live => "deleted_stored IS DISTINCT FROM stored",
+            Self::Deleted => "deleted_stored IS NOT DISTINCT FROM stored",
+            Self::All => "TRUE",
+        }
     }
 }
 
@@ -97,7 +155,7 @@ impl LabelRow {
                     .map_err(|_| bad("evidence"))?
                     .unwrap_or_default(),
             },
-            sae_id: self.sae_name,
+            sae_id: sae_name(&self.sae_name).to_owned(),
             label: self.label,
             folded: self.folded,
             source: self.source,
@@ -127,8 +185,8 @@ pub(super) fn evidence_text(evidence: &[Evidence]) -> Option<String> {
 }
 
 /// Columns of [`CavRow`].
-pub(super) const CAV_COLUMNS: &str =
-    "id, name, digest, model_id, origin, created_at_ms, stored, training";
+pub(super) const CAV_COLUMNS: &str = "id, name, digest, model_id, origin, created_at_ms, stored, \
+     training, CASE WHEN deleted_stored = stored THEN deleted_at_ms END AS deleted_at_ms";
 
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct CavRow {
@@ -141,6 +199,7 @@ pub(super) struct CavRow {
     /// Place in the order of storing.
     pub(super) stored: i64,
     training: Option<String>,
+    deleted_at_ms: Option<i64>,
 }
 
 /// Of a CAV; `vector` is empty in listings.
@@ -194,6 +253,7 @@ impl CavRow {
             created_at_ms: self.created_at_ms,
             directions,
             training,
+            deleted_at_ms: self.deleted_at_ms,
         })
     }
 }

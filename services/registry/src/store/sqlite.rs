@@ -19,8 +19,8 @@ use sqlx::{
 use tonic::async_trait;
 
 use super::{
-    CavAddress, CavRecord, FeatureNotes, LabelBatches, LabelCounts, LabelPage, LabelReader,
-    LabelRecord, ObjectsLock, SaeRecord, StatisticsBatches, StatisticsVersion, Store,
+    Address, CavRecord, FeatureNotes, LabelBatches, LabelCounts, LabelPage, LabelReader,
+    LabelRecord, ObjectsLock, SaeRecord, StatisticsBatches, StatisticsVersion, Store, Versions,
     WhichStatistics,
 };
 use crate::{error::Result, statistics::FeatureStatistics};
@@ -82,20 +82,45 @@ impl SqliteStore {
 
 #[async_trait]
 impl Store for SqliteStore {
-    async fn add_sae(&self, sae: &SaeRecord) -> Result<SaeRecord> {
-        self.insert_sae(sae).await
+    async fn add_sae(&self, sae: &SaeRecord, new_version: bool) -> Result<SaeRecord> {
+        self.insert_sae(sae, new_version).await
     }
 
     async fn sae(&self, name: &str) -> Result<Option<SaeRecord>> {
         self.find_sae(name).await
     }
 
+    async fn saes_at(&self, address: &Address, versions: Versions) -> Result<Vec<SaeRecord>> {
+        self.find_saes(address, versions).await
+    }
+
     async fn list_saes(&self, after: &str, limit: u32) -> Result<Vec<SaeRecord>> {
         self.page_of_saes(after, limit).await
     }
 
-    async fn remove_sae(&self, name: &str) -> Result<Option<(String, bool)>> {
-        self.delete_sae(name).await
+    async fn list_sae_versions(
+        &self,
+        versions: Versions,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<(i64, SaeRecord)>> {
+        self.page_of_sae_versions(versions, after, limit).await
+    }
+
+    async fn delete_saes(&self, address: &Address) -> Result<u32> {
+        self.hide_saes(address).await
+    }
+
+    async fn undelete_saes(&self, address: &Address) -> Result<u32> {
+        self.show_saes(address).await
+    }
+
+    async fn purge_saes(
+        &self,
+        address: &Address,
+        deleted_before_ms: Option<i64>,
+    ) -> Result<Vec<(String, bool)>> {
+        self.remove_saes(address, deleted_before_ms).await
     }
 
     async fn has_digest(&self, digest: &str) -> Result<bool> {
@@ -201,18 +226,32 @@ impl Store for SqliteStore {
     async fn list_cav_versions(
         &self,
         prefix: &str,
+        versions: Versions,
         after: i64,
         limit: u32,
     ) -> Result<Vec<(i64, CavRecord)>> {
-        self.page_of_cav_versions(prefix, after, limit).await
+        self.page_of_cav_versions(prefix, versions, after, limit)
+            .await
     }
 
-    async fn cavs_at(&self, address: &CavAddress) -> Result<Vec<CavRecord>> {
-        self.find_cavs(address).await
+    async fn cavs_at(&self, address: &Address, versions: Versions) -> Result<Vec<CavRecord>> {
+        self.find_cavs(address, versions).await
     }
 
-    async fn remove_cavs(&self, address: &CavAddress) -> Result<u32> {
-        self.delete_cavs(address).await
+    async fn delete_cavs(&self, address: &Address) -> Result<u32> {
+        self.hide_cavs(address).await
+    }
+
+    async fn undelete_cavs(&self, address: &Address) -> Result<u32> {
+        self.show_cavs(address).await
+    }
+
+    async fn purge_cavs(&self, address: &Address) -> Result<u32> {
+        self.remove_cavs(address).await
+    }
+
+    async fn purge_deleted_cavs(&self, before_ms: i64) -> Result<u32> {
+        self.remove_deleted_cavs(before_ms).await
     }
 
     async fn cav_names(&self, limit: u32) -> Result<Vec<String>> {

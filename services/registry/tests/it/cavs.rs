@@ -77,6 +77,7 @@ async fn versions_are_immutable_and_the_last_stored_is_the_newest() {
 
     let removed = v1::DeleteCavRequest {
         name: format!("sports@{}", first.digest),
+        purge: false,
     };
     assert_eq!(
         server
@@ -95,6 +96,7 @@ async fn versions_are_immutable_and_the_last_stored_is_the_newest() {
     assert_ne!(first.digest, second.digest);
     let all = v1::DeleteCavRequest {
         name: "sports".to_owned(),
+        purge: false,
     };
     assert_eq!(
         server
@@ -128,7 +130,7 @@ async fn listings_show_the_newest_of_each_name_without_numbers() {
         prefix: prefix.to_owned(),
         page_size,
         page_token,
-        all_versions: false,
+        ..Default::default()
     };
     let mut names = Vec::new();
     let mut token = String::new();

@@ -10,7 +10,8 @@ use steering_proto::v1;
 use tonic::{Code, Status};
 
 use crate::{
-    harness::{Client, HOOK, MODEL, by_index, import_with, options},
+    deletion::{delete_cav, undelete},
+    harness::{Client, HOOK, MODEL, by_index, delete, import_with, options},
     process::{Process, check, task},
     sources::{value, write_npz},
 };
@@ -207,9 +208,7 @@ async fn backups_are_made_while_others_write_and_can_be_served() {
                 import_with(&mut other, path, options(name))
                     .await
                     .expect("import");
-                let delete = v1::DeleteSaeRequest {
-                    sae_id: name.to_owned(),
-                };
+                let delete = delete(name, true);
                 other.delete_sae(delete).await.expect("delete");
             }
             rounds += 1;
@@ -292,4 +291,45 @@ async fn what_an_older_version_stored_is_read_and_served() {
             .count(),
         1
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_and_backup_know_of_what_is_deleted() {
+    let data = tempfile::tempdir().expect("folder");
+    let process = Process::start(data.path(), &[], &[]);
+    let mut client = process.client().await;
+    let path = write_npz(data.path(), "a.npz", 0);
+    import_with(&mut client, &path, options("a"))
+        .await
+        .expect("import");
+    create_cav(&mut client, "c", vec![1.0]).await.expect("CAV");
+    client.delete_sae(delete("a", false)).await.expect("delete");
+    let done = client.delete_cav(delete_cav("c", false)).await;
+    done.expect("delete");
+    let (sound, report) = check(data.path(), &[], &[]);
+    assert!(sound, "{report}");
+    assert_eq!((&report["saes"], &report["cavs"]), (&1.into(), &1.into()));
+    let copy = data.path().join("copy");
+    let made = task(data.path(), &[], &["backup", &copy.display().to_string()]);
+    assert!(made.status.success(), "{made:?}");
+    process.kill();
+
+    let process = Process::start(&copy, &[], &[]);
+    let mut client = process.client().await;
+    client.undelete_sae(undelete("a")).await.expect("undelete");
+    let found = decoder(&mut client, "a", 9).await.expect("feature");
+    assert_eq!(found[5], value(2, 9, 5));
+    client.delete_sae(delete("a", false)).await.expect("delete");
+    process.kill();
+    // Damage of what is deleted is found as well.
+    let objects = fs::read_dir(copy.join("objects/saes")).expect("objects");
+    let mut objects = objects.map(|entry| entry.expect("entry").path());
+    let object = objects.next().expect("an object");
+    let mut bytes = fs::read(&object).expect("object");
+    let last = bytes.len() - 3;
+    bytes[last] ^= 1;
+    fs::write(&object, bytes).expect("damage");
+    let (sound, report) = check(&copy, &[], &[]);
+    assert!(!sound, "{report}");
+    assert_eq!(report["problems"][0]["name"], "a");
 }

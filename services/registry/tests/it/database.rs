@@ -46,10 +46,23 @@ impl Database {
             .expect("cut");
     }
 
+    pub(crate) async fn connect(&self) -> PgConnection {
+        let connection = PgConnection::connect(&self.url_text()).await;
+        connection.expect("database")
+    }
+
+    /// Runs a statement.
+    pub(crate) async fn execute(&self, statement: &str) {
+        let mut connection = self.connect().await;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement))
+            .execute(&mut connection)
+            .await
+            .expect("statement");
+    }
+
     /// How many rows of a table belong to an SAE, and how many to none.
     pub(crate) async fn rows_of_saes(&self, table: &str) -> (i64, i64) {
-        let url = self.url_text();
-        let mut connection = PgConnection::connect(&url).await.expect("database");
+        let mut connection = self.connect().await;
         let query = format!(
             "SELECT COUNT(s.id), COUNT(*) - COUNT(s.id) FROM {table} t LEFT JOIN saes s ON s.id = t.sae"
         );

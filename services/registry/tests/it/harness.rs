@@ -6,6 +6,7 @@ use std::{
 };
 
 use futures::StreamExt;
+use sqlx::{Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 use steering_proto::v1::{self, feature_registry_service_client::FeatureRegistryServiceClient};
 use steering_registry::Config;
 use tempfile::TempDir;
@@ -50,6 +51,19 @@ impl Data {
         })
     }
 
+    /// Runs a statement on the database, wherever it is.
+    pub(crate) async fn execute(&self, statement: &str) {
+        if let Some(database) = &self.database {
+            return database.execute(statement).await;
+        }
+        let options = SqliteConnectOptions::new().filename(self.path().join("registry.sqlite"));
+        let connection = SqliteConnection::connect_with(&options).await;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement))
+            .execute(&mut connection.expect("file"))
+            .await
+            .expect("statement");
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
@@ -66,6 +80,7 @@ impl Data {
             listen: String::new(),
             import_roots: Vec::new(),
             hub_allow: Vec::new(),
+            keep_deleted_days: 30,
             log: String::new(),
             security: Default::default(),
             operation: Default::default(),
@@ -92,12 +107,16 @@ impl Server {
     }
 
     pub(crate) async fn start_with(data: Data, import_roots: Vec<PathBuf>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
-        let address = listener.local_addr().expect("address");
         let config = Config {
             import_roots,
             ..data.config()
         };
+        Self::start_configured(data, config).await
+    }
+
+    pub(crate) async fn start_configured(data: Data, config: Config) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
+        let address = listener.local_addr().expect("address");
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(steering_registry::run(config, listener, async {
             let _ = stopped.await;
@@ -260,6 +279,14 @@ pub(crate) fn options(name: &str) -> v1::SaeImportOptions {
         model_id: MODEL.to_owned(),
         activation_scale: None,
         provenance: None,
+        new_version: false,
+    }
+}
+
+pub(crate) fn delete(sae_id: &str, purge: bool) -> v1::DeleteSaeRequest {
+    v1::DeleteSaeRequest {
+        sae_id: sae_id.to_owned(),
+        purge,
     }
 }
 

@@ -10,7 +10,7 @@ use tonic_reflection::pb::v1::{
 };
 
 use crate::{
-    harness::{Server, by_index, by_label, options},
+    harness::{Server, by_index, by_label, delete, options},
     sources::{gemma_scope, npz, write_npz},
 };
 
@@ -35,7 +35,7 @@ async fn everything_is_there_after_a_restart() {
 }
 
 #[tokio::test]
-async fn equal_saes_share_their_directions_until_the_last_is_deleted() {
+async fn equal_saes_share_their_directions_until_the_last_is_purged() {
     let mut server = Server::start().await;
     let path = write_npz(server.data.path(), "a.npz", 0);
     let deflated = server.data.path().join("b.npz");
@@ -49,9 +49,7 @@ async fn equal_saes_share_their_directions_until_the_last_is_deleted() {
         a.digest
     );
     assert_eq!(server.sae_names().await, ["a", "b", "c"]);
-    let delete = |name: &str| v1::DeleteSaeRequest {
-        sae_id: name.to_owned(),
-    };
+    let delete = |name: &str| delete(name, true);
     server.labels("a", br#"{"x": 3}"#).await.expect("labels");
     server.client.delete_sae(delete("a")).await.expect("delete");
     assert_eq!(server.files().len(), 2);

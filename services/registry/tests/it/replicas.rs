@@ -10,7 +10,7 @@ use tonic_types::StatusExt;
 
 use crate::{
     cavs::create,
-    harness::{Data, Server, by_label},
+    harness::{Data, Server, by_label, delete, import_with, options},
     sources::write_npz,
 };
 
@@ -91,6 +91,7 @@ async fn two_writers_race_safely() {
     }
     let delete = v1::DeleteCavRequest {
         name: "raced".to_owned(),
+        purge: false,
     };
     let deleted = one
         .client
@@ -146,7 +147,7 @@ async fn an_import_is_seen_whole_or_not_at_all() {
 
 /// The database does not see to it that a label has an SAE: the registries do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_of_a_deleted_sae_stays() {
+async fn nothing_of_a_purged_sae_stays() {
     let Some((mut one, mut other)) = pair().await else {
         return;
     };
@@ -157,9 +158,7 @@ async fn nothing_of_a_deleted_sae_stays() {
     one.labels("a", rows.as_bytes()).await.expect("labels");
     for _ in 0..10 {
         one.import(&path, "b").await.expect("import");
-        let delete = v1::DeleteSaeRequest {
-            sae_id: "b".to_owned(),
-        };
+        let delete = delete("b", true);
         let (stored, deleted) = tokio::join!(
             one.labels("b", rows.as_bytes()),
             other.client.delete_sae(delete)
@@ -174,6 +173,92 @@ async fn nothing_of_a_deleted_sae_stays() {
         let (kept, orphans) = database.rows_of_saes(table).await;
         assert!(kept > 0, "{table}");
         assert_eq!(orphans, 0, "{table}");
+    }
+}
+
+/// Two registries import, delete, bring back and purge versions of the same names at once. Objects
+/// are in the folder of either, so directions are not read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn versions_race_safely() {
+    let Some((mut one, mut other)) = pair().await else {
+        return;
+    };
+    const ROUNDS: usize = 24;
+    let write = async |server: &mut Server, mine: usize| {
+        // The last kept content is nobody else's; the other comes and goes.
+        let kept = write_npz(server.data.path(), "kept.npz", 10 + mine);
+        let shared = write_npz(server.data.path(), "shared.npz", 9);
+        for i in 0..ROUNDS {
+            let mut client = server.client.clone();
+            let mut version = async |path| {
+                let options = v1::SaeImportOptions {
+                    new_version: true,
+                    ..options("a")
+                };
+                import_with(&mut client, path, options).await
+            };
+            version(&kept).await.expect("import");
+            let raced = version(&shared).await.expect("import");
+            let address = format!("a@{}", raced.digest);
+            let deleted = server.client.delete_sae(delete(&address, i % 3 == 0)).await;
+            let request = v1::UndeleteSaeRequest { sae_id: address };
+            let back = server.client.undelete_sae(request).await.map(drop);
+            for done in [deleted.map(drop), back] {
+                // The other one was faster.
+                if let Err(status) = done {
+                    assert_eq!(status.code(), Code::NotFound, "{status}");
+                }
+            }
+            let values = [1.0, f32::from(u8::try_from(i % 2).expect("small"))];
+            let created = server.client.create_cav(create("c", &values)).await;
+            created.expect("create");
+            let request = v1::DeleteCavRequest {
+                name: "c".to_owned(),
+                purge: i % 5 == 0,
+            };
+            if let Err(status) = server.client.delete_cav(request).await {
+                assert_eq!(status.code(), Code::NotFound, "{status}");
+            }
+        }
+        let mine = create("kept", &[2.0, 1.0 + mine as f32]);
+        server.client.create_cav(mine).await.expect("create");
+    };
+    tokio::join!(write(&mut one, 0), write(&mut other, 1));
+    for server in [&mut one, &mut other] {
+        assert_eq!(server.sae_names().await, ["a"], "one newest version");
+        let request = v1::ListSaesRequest {
+            show_deleted: true,
+            ..Default::default()
+        };
+        let listed = server.client.list_saes(request).await.expect("list");
+        let saes = listed.into_inner().saes;
+        let mut digests: Vec<&str> = saes.iter().map(|sae| &*sae.digest).collect();
+        let count = digests.len();
+        digests.sort_unstable();
+        digests.dedup();
+        assert_eq!(digests.len(), count, "each content once");
+        // The first one, and what each has kept.
+        let live = saes.iter().filter(|sae| sae.delete_time.is_none()).count();
+        assert!(live >= 3, "{saes:?}");
+        for sae in saes.iter().filter(|sae| sae.delete_time.is_none()) {
+            let request = v1::GetSaeRequest {
+                sae_id: format!("a@{}", sae.digest),
+            };
+            server.client.get_sae(request).await.expect("a version");
+        }
+        let all = v1::ListCavsRequest {
+            all_versions: true,
+            ..Default::default()
+        };
+        let cavs = server
+            .client
+            .list_cavs(all)
+            .await
+            .expect("list")
+            .into_inner()
+            .cavs;
+        let kept = cavs.iter().filter(|cav| cav.name == "kept");
+        assert_eq!(kept.count(), 2, "nobody deleted them: {cavs:?}");
     }
 }
 

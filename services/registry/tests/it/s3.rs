@@ -16,7 +16,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::{
-    harness::{Client, by_index, import_with, options},
+    harness::{Client, by_index, delete, import_with, options},
     process::{Process, check, task},
     s3::{server::S3Server, wire::Wire},
     sources::{npz, value, write_npz},
@@ -143,9 +143,7 @@ async fn a_registry_lives_on_a_bucket() {
         encode(&mut client, name, 6).await.expect("whole");
     }
     assert!(!data.path().join("objects").exists());
-    let delete = v1::DeleteSaeRequest {
-        sae_id: "b".to_owned(),
-    };
+    let delete = delete("b", true);
     client.delete_sae(delete).await.expect("delete");
     let (sound, report) = place.check(data.path());
     assert!(sound && report["saes"] == 1, "{report}");
@@ -237,9 +235,7 @@ async fn two_registries_share_a_bucket() {
             .await
             .expect("import");
     }
-    let delete = v1::DeleteSaeRequest {
-        sae_id: "a".to_owned(),
-    };
+    let delete = delete("a", true);
     clients[0].delete_sae(delete).await.expect("delete");
     // What the one has no use for any more, the other may have just named.
     drop(processes);

@@ -4,7 +4,7 @@ use steering_proto::v1;
 use tonic::Code;
 
 use crate::{
-    harness::{Server, by_label, field, import_with},
+    harness::{Server, by_label, delete, field, import_with},
     sources::write_npz,
 };
 
@@ -243,10 +243,11 @@ async fn labels_that_are_gone_are_not_found() {
         found.iter().filter(|label| label.label == "Ball").count(),
         1
     );
-    let request = v1::DeleteSaeRequest {
-        sae_id: "a".to_owned(),
-    };
-    server.client.delete_sae(request).await.expect("delete");
+    server
+        .client
+        .delete_sae(delete("a", true))
+        .await
+        .expect("delete");
     assert!(server.search("ball").await.expect("search").is_empty());
     let long = "long ".repeat(800);
     let rows = format!(r#"{{"{long}": 1, "{long}er": 2, "x": 3}}"#);

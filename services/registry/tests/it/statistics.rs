@@ -10,7 +10,7 @@ use tonic::Code;
 use crate::harness::{Server, by_index, field};
 use data::{Text, compute, config, encoded, import, listed, messages, request, texts, versions};
 
-mod data;
+pub(crate) mod data;
 
 /// Contexts as they should be: the strongest of each text, the five strongest of these.
 fn contexts(texts: &[Text], fired: &[(usize, usize, f32)]) -> Vec<v1::FeatureContext> {

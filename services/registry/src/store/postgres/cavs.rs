@@ -6,7 +6,7 @@ use super::{Exclusive, PostgresStore};
 use crate::{
     error::Result,
     store::{
-        CavAddress, CavRecord,
+        Address, CavRecord, Versions, now_ms,
         rows::{
             CAV_COLUMNS, CavRow, DirectionRow, cav_records, prefix_end, same_model, training_text,
             vector_bytes,
@@ -37,7 +37,8 @@ impl PostgresStore {
         query.push(" AND name >= ").push_bind(prefix);
         query.push(" AND name < ").push_bind(prefix_end(prefix));
         query.push(
-            " AND stored = (SELECT MAX(stored) FROM cavs newest WHERE newest.name = cavs.name)",
+            " AND stored = (SELECT MAX(stored) FROM cavs newest WHERE newest.name = cavs.name \
+             AND deleted_stored IS DISTINCT FROM stored)",
         );
         query
             .push(" ORDER BY name LIMIT ")
@@ -48,6 +49,7 @@ impl PostgresStore {
     pub(super) async fn page_of_cav_versions(
         &self,
         prefix: &str,
+        versions: Versions,
         after: i64,
         limit: u32,
     ) -> Result<Vec<(i64, CavRecord)>> {
@@ -55,6 +57,7 @@ impl PostgresStore {
         query.push("WHERE stored > ").push_bind(after);
         query.push(" AND name >= ").push_bind(prefix);
         query.push(" AND name < ").push_bind(prefix_end(prefix));
+        query.push(" AND ").push(versions.of_cavs());
         query
             .push(" ORDER BY stored LIMIT ")
             .push_bind(i64::from(limit));
@@ -65,9 +68,13 @@ impl PostgresStore {
         Ok(stored.into_iter().zip(records).collect())
     }
 
-    pub(super) async fn find_cavs(&self, address: &CavAddress) -> Result<Vec<CavRecord>> {
+    pub(super) async fn find_cavs(
+        &self,
+        address: &Address,
+        versions: Versions,
+    ) -> Result<Vec<CavRecord>> {
         let mut query = select();
-        push_address(&mut query, address);
+        push_address(&mut query, address, versions);
         query.push(" ORDER BY stored DESC LIMIT 2");
         self.cavs(query, true).await
     }
@@ -82,16 +89,41 @@ impl PostgresStore {
         complete(&mut connection, rows, with_numbers).await
     }
 
-    pub(super) async fn delete_cavs(&self, address: &CavAddress) -> Result<u32> {
-        let mut query = QueryBuilder::<Postgres>::new("DELETE FROM cavs ");
-        push_address(&mut query, address);
-        let removed = query.build().execute(&self.pool).await?.rows_affected();
-        Ok(u32::try_from(removed).unwrap_or(u32::MAX))
+    pub(super) async fn hide_cavs(&self, address: &Address) -> Result<u32> {
+        let mut query =
+            QueryBuilder::new("UPDATE cavs SET deleted_stored = stored, deleted_at_ms = ");
+        query.push_bind(now_ms()).push(" ");
+        push_address(&mut query, address, Versions::Live);
+        self.change(query).await
+    }
+
+    pub(super) async fn show_cavs(&self, address: &Address) -> Result<u32> {
+        let mut query = QueryBuilder::new("UPDATE cavs SET deleted_stored = NULL ");
+        push_address(&mut query, address, Versions::Deleted);
+        self.change(query).await
+    }
+
+    pub(super) async fn remove_cavs(&self, address: &Address) -> Result<u32> {
+        let mut query = QueryBuilder::new("DELETE FROM cavs ");
+        push_address(&mut query, address, Versions::All);
+        self.change(query).await
+    }
+
+    pub(super) async fn remove_deleted_cavs(&self, before_ms: i64) -> Result<u32> {
+        let mut query = QueryBuilder::new("DELETE FROM cavs WHERE deleted_at_ms < ");
+        query.push_bind(before_ms);
+        query.push(" AND ").push(Versions::Deleted.of_cavs());
+        self.change(query).await
+    }
+
+    async fn change(&self, mut query: QueryBuilder<Postgres>) -> Result<u32> {
+        let changed = query.build().execute(&self.pool).await?.rows_affected();
+        Ok(u32::try_from(changed).unwrap_or(u32::MAX))
     }
 
     pub(super) async fn find_cav_names(&self, limit: u32) -> Result<Vec<String>> {
         Ok(
-            sqlx::query_scalar("SELECT DISTINCT name FROM cavs ORDER BY name LIMIT $1")
+            sqlx::query_scalar("SELECT DISTINCT name FROM cavs WHERE deleted_stored IS DISTINCT FROM stored ORDER BY name LIMIT $1")
                 .bind(i64::from(limit))
                 .fetch_all(&self.pool)
                 .await?,
@@ -105,12 +137,13 @@ fn select() -> QueryBuilder<Postgres> {
     query
 }
 
-fn push_address(query: &mut QueryBuilder<Postgres>, address: &CavAddress) {
+fn push_address(query: &mut QueryBuilder<Postgres>, address: &Address, versions: Versions) {
     query.push("WHERE name = ").push_bind(address.name.clone());
     if let Some(prefix) = &address.digest_prefix {
         query.push(" AND digest >= ").push_bind(prefix.clone());
         query.push(" AND digest < ").push_bind(prefix_end(prefix));
     }
+    query.push(" AND ").push(versions.of_cavs());
 }
 
 /// Adds a version, or makes the same one the newest again.

@@ -33,11 +33,12 @@ impl PostgresStore {
         unique_names: bool,
     ) -> Result<LabelCounts> {
         let mut transaction = self.pool.begin().await?;
-        let found: Option<i64> =
-            sqlx::query_scalar("SELECT id FROM saes WHERE id = $1 FOR NO KEY UPDATE")
-                .bind(sae.key)
-                .fetch_optional(&mut *transaction)
-                .await?;
+        let found: Option<i64> = sqlx::query_scalar(
+            "SELECT id FROM saes WHERE id = $1 AND deleted_at_ms IS NULL FOR NO KEY UPDATE",
+        )
+        .bind(sae.key)
+        .fetch_optional(&mut *transaction)
+        .await?;
         if found.is_none() {
             // Deleted since it was looked up.
             return Err(Error::SaeNotFound {

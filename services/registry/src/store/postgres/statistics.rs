@@ -240,7 +240,7 @@ async fn insert_version(
          max_tokens, include_special_tokens, text_count, dropped_count, token_count, \
          active_feature_count, created_at_ms, stored) \
          SELECT id, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, \
-         (SELECT COALESCE(MAX(stored), 0) + 1 FROM statistics_versions) FROM saes WHERE id = $13 \
+         (SELECT COALESCE(MAX(stored), 0) + 1 FROM statistics_versions) FROM saes WHERE id = $13 AND deleted_at_ms IS NULL \
          RETURNING id",
     )
     .bind(digest)

@@ -6,7 +6,7 @@ use super::{SqliteStore, json};
 use crate::{
     error::Result,
     store::{
-        CavAddress, CavRecord,
+        Address, CavRecord, Versions, now_ms,
         rows::{
             CAV_COLUMNS, CavRow, DirectionRow, cav_records, prefix_end, same_model, training_text,
             vector_bytes,
@@ -37,7 +37,8 @@ impl SqliteStore {
         query.push(" AND name >= ").push_bind(prefix);
         query.push(" AND name < ").push_bind(prefix_end(prefix));
         query.push(
-            " AND stored = (SELECT MAX(stored) FROM cavs newest WHERE newest.name = cavs.name)",
+            " AND stored = (SELECT MAX(stored) FROM cavs newest WHERE newest.name = cavs.name \
+             AND deleted_stored IS DISTINCT FROM stored)",
         );
         query.push(" ORDER BY name LIMIT ").push_bind(limit);
         self.cavs(query, false).await
@@ -46,6 +47,7 @@ impl SqliteStore {
     pub(super) async fn page_of_cav_versions(
         &self,
         prefix: &str,
+        versions: Versions,
         after: i64,
         limit: u32,
     ) -> Result<Vec<(i64, CavRecord)>> {
@@ -53,6 +55,7 @@ impl SqliteStore {
         query.push("WHERE stored > ").push_bind(after);
         query.push(" AND name >= ").push_bind(prefix);
         query.push(" AND name < ").push_bind(prefix_end(prefix));
+        query.push(" AND ").push(versions.of_cavs());
         query.push(" ORDER BY stored LIMIT ").push_bind(limit);
         let mut connection = self.readers.acquire().await?;
         let rows: Vec<CavRow> = query.build_query_as().fetch_all(&mut *connection).await?;
@@ -61,9 +64,13 @@ impl SqliteStore {
         Ok(stored.into_iter().zip(records).collect())
     }
 
-    pub(super) async fn find_cavs(&self, address: &CavAddress) -> Result<Vec<CavRecord>> {
+    pub(super) async fn find_cavs(
+        &self,
+        address: &Address,
+        versions: Versions,
+    ) -> Result<Vec<CavRecord>> {
         let mut query = select();
-        push_address(&mut query, address);
+        push_address(&mut query, address, versions);
         query.push(" ORDER BY stored DESC LIMIT 2");
         self.cavs(query, true).await
     }
@@ -78,16 +85,41 @@ impl SqliteStore {
         complete(&mut connection, rows, with_numbers).await
     }
 
-    pub(super) async fn delete_cavs(&self, address: &CavAddress) -> Result<u32> {
-        let mut query = QueryBuilder::<Sqlite>::new("DELETE FROM cavs ");
-        push_address(&mut query, address);
-        let removed = query.build().execute(&self.writer).await?.rows_affected();
-        Ok(u32::try_from(removed).unwrap_or(u32::MAX))
+    pub(super) async fn hide_cavs(&self, address: &Address) -> Result<u32> {
+        let mut query =
+            QueryBuilder::new("UPDATE cavs SET deleted_stored = stored, deleted_at_ms = ");
+        query.push_bind(now_ms()).push(" ");
+        push_address(&mut query, address, Versions::Live);
+        self.change(query).await
+    }
+
+    pub(super) async fn show_cavs(&self, address: &Address) -> Result<u32> {
+        let mut query = QueryBuilder::new("UPDATE cavs SET deleted_stored = NULL ");
+        push_address(&mut query, address, Versions::Deleted);
+        self.change(query).await
+    }
+
+    pub(super) async fn remove_cavs(&self, address: &Address) -> Result<u32> {
+        let mut query = QueryBuilder::new("DELETE FROM cavs ");
+        push_address(&mut query, address, Versions::All);
+        self.change(query).await
+    }
+
+    pub(super) async fn remove_deleted_cavs(&self, before_ms: i64) -> Result<u32> {
+        let mut query = QueryBuilder::new("DELETE FROM cavs WHERE deleted_at_ms < ");
+        query.push_bind(before_ms);
+        query.push(" AND ").push(Versions::Deleted.of_cavs());
+        self.change(query).await
+    }
+
+    async fn change(&self, mut query: QueryBuilder<Sqlite>) -> Result<u32> {
+        let changed = query.build().execute(&self.writer).await?.rows_affected();
+        Ok(u32::try_from(changed).unwrap_or(u32::MAX))
     }
 
     pub(super) async fn find_cav_names(&self, limit: u32) -> Result<Vec<String>> {
         Ok(
-            sqlx::query_scalar("SELECT DISTINCT name FROM cavs ORDER BY name LIMIT ?")
+            sqlx::query_scalar("SELECT DISTINCT name FROM cavs WHERE deleted_stored IS DISTINCT FROM stored ORDER BY name LIMIT ?")
                 .bind(limit)
                 .fetch_all(&self.readers)
                 .await?,
@@ -101,12 +133,13 @@ fn select() -> QueryBuilder<Sqlite> {
     query
 }
 
-fn push_address(query: &mut QueryBuilder<Sqlite>, address: &CavAddress) {
+fn push_address(query: &mut QueryBuilder<Sqlite>, address: &Address, versions: Versions) {
     query.push("WHERE name = ").push_bind(address.name.clone());
     if let Some(prefix) = &address.digest_prefix {
         query.push(" AND digest >= ").push_bind(prefix.clone());
         query.push(" AND digest < ").push_bind(prefix_end(prefix));
     }
+    query.push(" AND ").push(versions.of_cavs());
 }
 
 /// Adds a version, or makes the same one the newest again.

@@ -35,7 +35,8 @@ impl SqliteStore {
     ) -> Result<LabelCounts> {
         let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
         let import: Option<i64> = sqlx::query_scalar(
-            "INSERT INTO label_imports (sae, created_at_ms) SELECT id, ? FROM saes WHERE id = ? RETURNING id",
+            "INSERT INTO label_imports (sae, created_at_ms) SELECT id, ? FROM saes WHERE id = ? \
+             AND deleted_at_ms IS NULL RETURNING id",
         )
         .bind(now_ms())
         .bind(sae.key)

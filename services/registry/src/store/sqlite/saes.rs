@@ -1,112 +1,157 @@
 //! Table `saes`.
 
-use sqlx::QueryBuilder;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::SqliteStore;
 use crate::{
     canonical::{Layout, normalization_name},
     error::{Error, Result},
     store::{
-        SaeRecord,
-        rows::{SAE_COLUMNS, SaeRow},
+        Address, SaeRecord, Versions, now_ms,
+        rows::{
+            NEWEST_SAE, SAE_COLUMNS, SaeRow, prefix_end, sae_version_name, sae_version_names,
+            same_place,
+        },
     },
 };
 
 impl SqliteStore {
-    pub(super) async fn insert_sae(&self, sae: &SaeRecord) -> Result<SaeRecord> {
-        let SaeRecord {
-            key: _,
-            name,
-            digest,
-            hook_name,
-            model_id,
-            layout:
-                Layout {
-                    architecture,
-                    d_in,
-                    d_sae,
-                    data_start,
-                },
-            normalization,
-            format,
-            origin,
-            created_at_ms,
-            label_count: _,
-        } = sae;
-        let result = sqlx::query(
-            "INSERT INTO saes (name, digest, hook_name, model_id, d_in, d_sae, architecture, \
-             input_normalization, data_start, format, origin, created_at_ms) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(name)
-        .bind(digest)
-        .bind(hook_name)
-        .bind(model_id)
-        .bind(d_in)
-        .bind(d_sae)
-        .bind(architecture.as_str())
-        .bind(normalization_name(*normalization))
-        .bind(i64::try_from(*data_start).unwrap_or(i64::MAX))
-        .bind(format)
-        .bind(origin)
-        .bind(created_at_ms)
-        .execute(&self.writer)
-        .await;
-        match result {
-            Ok(done) => Ok(SaeRecord {
-                key: done.last_insert_rowid(),
-                ..sae.clone()
-            }),
-            Err(error)
-                if error
-                    .as_database_error()
-                    .is_some_and(sqlx::error::DatabaseError::is_unique_violation) =>
-            {
-                Err(Error::SaeExists {
-                    sae_id: name.clone(),
-                })
-            }
-            Err(error) => Err(error.into()),
+    pub(super) async fn insert_sae(&self, sae: &SaeRecord, new_version: bool) -> Result<SaeRecord> {
+        let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let held: Option<i64> = sqlx::query_scalar("SELECT id FROM saes WHERE name = ?")
+            .bind(&sae.name)
+            .fetch_optional(&mut *transaction)
+            .await?;
+        if held.is_some() && !new_version {
+            return Err(Error::SaeExists {
+                sae_id: sae.name.clone(),
+            });
         }
+        let mut query = select();
+        push_address(&mut query, &Address::of(&sae.name, &sae.digest));
+        let same: Option<SaeRow> = query
+            .build_query_as()
+            .fetch_optional(&mut *transaction)
+            .await?;
+        match same.map(SaeRow::into_record).transpose()? {
+            Some(stored) => {
+                same_place(&stored, sae)?;
+                sqlx::query(
+                    "UPDATE saes SET deleted_at_ms = NULL, \
+                     stored = (SELECT MAX(stored) + 1 FROM saes) WHERE id = ?",
+                )
+                .bind(stored.key)
+                .execute(&mut *transaction)
+                .await?;
+            }
+            None => insert(&mut transaction, sae).await?,
+        }
+        point(&mut transaction, &sae.name).await?;
+        let mut query = select();
+        query.push("WHERE name = ").push_bind(&sae.name);
+        let row: SaeRow = query.build_query_as().fetch_one(&mut *transaction).await?;
+        transaction.commit().await?;
+        row.into_record()
     }
 
     pub(super) async fn find_sae(&self, name: &str) -> Result<Option<SaeRecord>> {
-        let mut query = QueryBuilder::new("SELECT ");
-        query
-            .push(SAE_COLUMNS)
-            .push(" FROM saes WHERE name = ")
-            .push_bind(name);
+        let mut query = select();
+        query.push("WHERE name = ").push_bind(name);
         let row: Option<SaeRow> = query.build_query_as().fetch_optional(&self.readers).await?;
         row.map(SaeRow::into_record).transpose()
     }
 
+    pub(super) async fn find_saes(
+        &self,
+        address: &Address,
+        versions: Versions,
+    ) -> Result<Vec<SaeRecord>> {
+        let mut query = select();
+        push_address(&mut query, address);
+        query.push(" AND ").push(versions.of_saes());
+        query.push(" ORDER BY stored DESC LIMIT 2");
+        let rows: Vec<SaeRow> = query.build_query_as().fetch_all(&self.readers).await?;
+        rows.into_iter().map(SaeRow::into_record).collect()
+    }
+
     pub(super) async fn page_of_saes(&self, after: &str, limit: u32) -> Result<Vec<SaeRecord>> {
-        let mut query = QueryBuilder::new("SELECT ");
-        query
-            .push(SAE_COLUMNS)
-            .push(" FROM saes WHERE name > ")
-            .push_bind(after);
+        let mut query = select();
+        query.push("WHERE name > ").push_bind(after);
+        query.push(" AND ").push(NEWEST_SAE);
         query.push(" ORDER BY name LIMIT ").push_bind(limit);
         let rows: Vec<SaeRow> = query.build_query_as().fetch_all(&self.readers).await?;
         rows.into_iter().map(SaeRow::into_record).collect()
     }
 
-    pub(super) async fn delete_sae(&self, name: &str) -> Result<Option<(String, bool)>> {
+    pub(super) async fn page_of_sae_versions(
+        &self,
+        versions: Versions,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<(i64, SaeRecord)>> {
+        let mut query = select();
+        query.push("WHERE stored > ").push_bind(after);
+        query.push(" AND ").push(versions.of_saes());
+        query.push(" ORDER BY stored LIMIT ").push_bind(limit);
+        let rows: Vec<SaeRow> = query.build_query_as().fetch_all(&self.readers).await?;
+        rows.into_iter()
+            .map(|row| Ok((row.stored, row.into_record()?)))
+            .collect()
+    }
+
+    pub(super) async fn hide_saes(&self, address: &Address) -> Result<u32> {
+        let mut query = QueryBuilder::new("UPDATE saes SET deleted_at_ms = ");
+        query.push_bind(now_ms()).push(" ");
+        self.change_saes(query, address, Versions::Live).await
+    }
+
+    pub(super) async fn show_saes(&self, address: &Address) -> Result<u32> {
+        let query = QueryBuilder::new("UPDATE saes SET deleted_at_ms = NULL ");
+        self.change_saes(query, address, Versions::Deleted).await
+    }
+
+    async fn change_saes(
+        &self,
+        mut query: QueryBuilder<Sqlite>,
+        address: &Address,
+        versions: Versions,
+    ) -> Result<u32> {
         let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        let digest: Option<String> =
-            sqlx::query_scalar("DELETE FROM saes WHERE name = ? RETURNING digest")
-                .bind(name)
-                .fetch_optional(&mut *transaction)
-                .await?;
-        let Some(digest) = digest else {
-            return Ok(None);
-        };
-        let shared = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM saes WHERE digest = ?)")
-            .bind(&digest)
-            .fetch_one(&mut *transaction)
-            .await?;
+        push_address(&mut query, address);
+        query.push(" AND ").push(versions.of_saes());
+        let done = query.build().execute(&mut *transaction).await?;
+        point(&mut transaction, &address.name).await?;
         transaction.commit().await?;
-        Ok(Some((digest, shared)))
+        Ok(u32::try_from(done.rows_affected()).unwrap_or(u32::MAX))
+    }
+
+    pub(super) async fn remove_saes(
+        &self,
+        address: &Address,
+        deleted_before_ms: Option<i64>,
+    ) -> Result<Vec<(String, bool)>> {
+        let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let mut query = QueryBuilder::<Sqlite>::new("DELETE FROM saes ");
+        push_address(&mut query, address);
+        if let Some(before) = deleted_before_ms {
+            query.push(" AND deleted_at_ms < ").push_bind(before);
+        }
+        query.push(" RETURNING digest");
+        let digests: Vec<String> = query
+            .build_query_scalar()
+            .fetch_all(&mut *transaction)
+            .await?;
+        point(&mut transaction, &address.name).await?;
+        let mut removed = Vec::new();
+        for digest in digests {
+            let shared = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM saes WHERE digest = ?)")
+                .bind(&digest)
+                .fetch_one(&mut *transaction)
+                .await?;
+            removed.push((digest, shared));
+        }
+        transaction.commit().await?;
+        Ok(removed)
     }
 
     pub(super) async fn find_digest(&self, digest: &str) -> Result<bool> {
@@ -117,4 +162,89 @@ impl SqliteStore {
                 .await?,
         )
     }
+}
+
+fn select() -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new("SELECT ");
+    query.push(SAE_COLUMNS).push(" FROM saes ");
+    query
+}
+
+fn push_address(query: &mut QueryBuilder<Sqlite>, address: &Address) {
+    let [first, end] = sae_version_names(&address.name);
+    query
+        .push("WHERE (name = ")
+        .push_bind(address.name.clone())
+        .push(" OR name >= ")
+        .push_bind(first)
+        .push(" AND name < ")
+        .push_bind(end)
+        .push(")");
+    if let Some(prefix) = &address.digest_prefix {
+        query.push(" AND digest >= ").push_bind(prefix.clone());
+        query.push(" AND digest < ").push_bind(prefix_end(prefix));
+    }
+}
+
+/// Adds a version that no name finds yet.
+async fn insert(connection: &mut SqliteConnection, sae: &SaeRecord) -> Result<()> {
+    let SaeRecord {
+        key: _,
+        name,
+        digest,
+        hook_name,
+        model_id,
+        layout:
+            Layout {
+                architecture,
+                d_in,
+                d_sae,
+                data_start,
+            },
+        normalization,
+        format,
+        origin,
+        created_at_ms,
+        label_count: _,
+        deleted_at_ms: _,
+    } = sae;
+    sqlx::query(
+        "INSERT INTO saes (name, digest, hook_name, model_id, d_in, d_sae, architecture, \
+         input_normalization, data_start, format, origin, created_at_ms, stored) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT COALESCE(MAX(stored), 0) + 1 FROM saes))",
+    )
+    .bind(sae_version_name(name, digest))
+    .bind(digest)
+    .bind(hook_name)
+    .bind(model_id)
+    .bind(d_in)
+    .bind(d_sae)
+    .bind(architecture.as_str())
+    .bind(normalization_name(*normalization))
+    .bind(i64::try_from(*data_start).unwrap_or(i64::MAX))
+    .bind(format)
+    .bind(origin)
+    .bind(created_at_ms)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Lets a name find its newest version that was not deleted, and no other.
+async fn point(connection: &mut SqliteConnection, name: &str) -> Result<()> {
+    sqlx::query("UPDATE saes SET name = name || '@' || digest WHERE name = ?")
+        .bind(name)
+        .execute(&mut *connection)
+        .await?;
+    let [first, end] = sae_version_names(name);
+    sqlx::query(
+        "UPDATE saes SET name = ? WHERE id = (SELECT id FROM saes WHERE name >= ? AND name < ? \
+         AND deleted_at_ms IS NULL ORDER BY stored DESC LIMIT 1)",
+    )
+    .bind(name)
+    .bind(first)
+    .bind(end)
+    .execute(&mut *connection)
+    .await?;
+    Ok(())
 }

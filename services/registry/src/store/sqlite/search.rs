@@ -44,7 +44,7 @@ impl LabelReader for Reader {
             hook_name,
         } = filter;
         Ok(sqlx::query_scalar(
-            "SELECT id FROM saes WHERE (?1 IS NULL OR id = ?1) \
+            "SELECT id FROM saes WHERE (id = ?1 OR ?1 IS NULL AND name NOT LIKE '%@%') \
              AND (?2 IS NULL OR model_id = ?2) AND (?3 IS NULL OR hook_name = ?3) ORDER BY id",
         )
         .bind(key)

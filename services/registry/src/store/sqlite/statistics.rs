@@ -227,7 +227,7 @@ async fn insert_version(
          max_tokens, include_special_tokens, text_count, dropped_count, token_count, \
          active_feature_count, created_at_ms, stored) \
          SELECT id, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, \
-         (SELECT COALESCE(MAX(stored), 0) + 1 FROM statistics_versions) FROM saes WHERE id = ? \
+         (SELECT COALESCE(MAX(stored), 0) + 1 FROM statistics_versions) FROM saes WHERE id = ? AND deleted_at_ms IS NULL \
          RETURNING id",
     )
     .bind(digest)

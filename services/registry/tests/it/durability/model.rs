@@ -11,7 +11,7 @@ use steering_proto::v1;
 use tonic::{Code, Status};
 
 use crate::{
-    harness::{Client, HOOK, MODEL, by_index, import_with, options},
+    harness::{Client, HOOK, MODEL, by_index, delete, import_with, options},
     sources::{D_IN, D_SAE, value},
 };
 
@@ -27,34 +27,82 @@ const MANY: usize = 6;
 /// What a client has stored: SAEs with the numbers of their label files, and files of CAVs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct State {
+    live: Things,
+    /// Deleted, and not purged.
+    deleted: Things,
+}
+
+#[derive(Debug, Clone, Default, Eq)]
+struct Things {
     saes: BTreeMap<String, BTreeSet<u32>>,
     cavs: BTreeMap<String, u32>,
+    /// Whether labels can be read; else an SAE has as many files of them as it says.
+    hidden: bool,
+}
+
+impl PartialEq for Things {
+    fn eq(&self, other: &Self) -> bool {
+        let files = |things: &Self| {
+            let saes = things.saes.iter();
+            saes.map(|(name, files)| (name.clone(), files.len()))
+                .collect::<Vec<_>>()
+        };
+        let same = match self.hidden || other.hidden {
+            true => files(self) == files(other),
+            false => self.saes == other.saes,
+        };
+        same && self.cavs == other.cavs
+    }
 }
 
 /// One write.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
     ImportSae { name: String },
-    DeleteSae { name: String },
+    DeleteSae { name: String, purge: bool },
+    UndeleteSae { name: String },
     ImportLabels { sae: String, version: u32 },
     ImportCavs { names: Vec<String>, seed: u32 },
-    DeleteCav { name: String },
+    DeleteCav { name: String, purge: bool },
+    UndeleteCav { name: String },
 }
 
 impl State {
     pub(super) fn apply(&mut self, step: &Step) {
+        let (live, deleted) = (&mut self.live, &mut self.deleted);
         match step {
-            Step::ImportSae { name } => drop(self.saes.insert(name.clone(), BTreeSet::new())),
-            Step::DeleteSae { name } => drop(self.saes.remove(name)),
+            Step::ImportSae { name } => drop(live.saes.insert(name.clone(), BTreeSet::new())),
+            Step::DeleteSae { name, purge } => {
+                let files = live.saes.remove(name).or(deleted.saes.remove(name));
+                if !purge {
+                    let files = files.expect("an SAE that is there");
+                    deleted.saes.insert(name.clone(), files);
+                }
+            }
+            Step::UndeleteSae { name } => {
+                let files = deleted.saes.remove(name).expect("a deleted SAE");
+                live.saes.insert(name.clone(), files);
+            }
             Step::ImportLabels { sae, version } => {
-                let versions = self.saes.get_mut(sae).expect("an SAE that is there");
+                let versions = live.saes.get_mut(sae).expect("an SAE that is there");
                 versions.insert(*version);
             }
             Step::ImportCavs { names, seed } => {
                 let named = names.iter().map(|name| (name.clone(), *seed));
-                self.cavs.extend(named);
+                live.cavs.extend(named);
             }
-            Step::DeleteCav { name } => drop(self.cavs.remove(name)),
+            Step::DeleteCav { name, purge } => {
+                let seed = live.cavs.remove(name).or(deleted.cavs.remove(name));
+                if !purge {
+                    deleted
+                        .cavs
+                        .insert(name.clone(), seed.expect("a CAV that is there"));
+                }
+            }
+            Step::UndeleteCav { name } => {
+                let seed = deleted.cavs.remove(name).expect("a deleted CAV");
+                live.cavs.insert(name.clone(), seed);
+            }
         }
     }
 }
@@ -62,18 +110,27 @@ impl State {
 /// Something to do; names are a client's own.
 pub(super) fn next(state: &State, writer: usize, rng: &mut StdRng) -> Step {
     let number: u32 = rng.random_range(0..1_000_000);
-    let sae = state.saes.keys().choose(rng).cloned();
-    let cav = state.cavs.keys().choose(rng).cloned();
-    match (rng.random_range(0..10), sae, cav) {
-        (0..3, Some(sae), _) => Step::ImportLabels {
+    let State { live, deleted } = state;
+    let sae = live.saes.keys().choose(rng).cloned();
+    let cav = live.cavs.keys().choose(rng).cloned();
+    let deleted_sae = deleted.saes.keys().choose(rng).cloned();
+    let deleted_cav = deleted.cavs.keys().choose(rng).cloned();
+    let many = [&deleted.saes.len(), &deleted.cavs.len()].map(|&count| count > MANY);
+    let purge = rng.random_ratio(1, 3);
+    match (rng.random_range(0..12), sae, cav, deleted_sae, deleted_cav) {
+        (0, _, _, Some(name), _) => Step::UndeleteSae { name },
+        (1, _, _, _, Some(name)) => Step::UndeleteCav { name },
+        (2, _, _, Some(name), _) if many[0] => Step::DeleteSae { name, purge: true },
+        (2, _, _, _, Some(name)) if many[1] => Step::DeleteCav { name, purge: true },
+        (0..5, Some(sae), ..) => Step::ImportLabels {
             sae,
             version: number,
         },
-        (3..5, Some(name), _) => Step::DeleteSae { name },
-        (_, Some(name), _) if state.saes.len() > MANY => Step::DeleteSae { name },
-        (5, _, Some(name)) => Step::DeleteCav { name },
-        (_, _, Some(name)) if state.cavs.len() > CAVS * MANY => Step::DeleteCav { name },
-        (0..7, ..) => {
+        (5..7, Some(name), ..) => Step::DeleteSae { name, purge },
+        (_, Some(name), ..) if live.saes.len() > MANY => Step::DeleteSae { name, purge },
+        (7, _, Some(name), ..) => Step::DeleteCav { name, purge },
+        (_, _, Some(name), ..) if live.cavs.len() > CAVS * MANY => Step::DeleteCav { name, purge },
+        (0..9, ..) => {
             let seed = number as usize % SEEDS;
             let name = format!("w{writer}-{number}-{seed}");
             Step::ImportSae { name }
@@ -99,14 +156,21 @@ impl Step {
                 let path = files.join(format!("{}.npz", seed_of(&name)));
                 import_with(client, &path, options(&name)).await?;
             }
-            Self::DeleteSae { name } => {
-                let request = v1::DeleteSaeRequest { sae_id: name };
-                client.delete_sae(request).await?;
+            Self::DeleteSae { name, purge } => {
+                client.delete_sae(delete(&name, purge)).await?;
+            }
+            Self::UndeleteSae { name } => {
+                let request = v1::UndeleteSaeRequest { sae_id: name };
+                client.undelete_sae(request).await?;
             }
             Self::ImportLabels { sae, version } => import_labels(client, sae, version).await?,
             Self::ImportCavs { names, seed } => import_cavs(client, &names, seed).await?,
-            Self::DeleteCav { name } => {
-                client.delete_cav(v1::DeleteCavRequest { name }).await?;
+            Self::DeleteCav { name, purge } => {
+                let request = v1::DeleteCavRequest { name, purge };
+                client.delete_cav(request).await?;
+            }
+            Self::UndeleteCav { name } => {
+                client.undelete_cav(v1::UndeleteCavRequest { name }).await?;
             }
         }
         Ok(())
@@ -168,42 +232,75 @@ async fn import_cavs(client: &mut Client, names: &[String], seed: u32) -> Result
 pub(super) async fn read(client: &mut Client, writer: usize) -> State {
     let prefix = format!("w{writer}-");
     let mut state = State::default();
-    let saes = list_saes(client).await.expect("list");
+    state.deleted.hidden = true;
+    let saes = list_saes(client, true).await.expect("list");
     for sae in saes
         .into_iter()
         .filter(|sae| sae.sae_id.starts_with(&prefix))
     {
+        if sae.delete_time.is_some() {
+            let files = sae.label_count as usize / LABELS;
+            let files = (0..files).map(|i| i as u32).collect();
+            state.deleted.saes.insert(sae.sae_id, files);
+            continue;
+        }
         check_features(client, &sae.sae_id).await.expect("features");
         let versions = label_versions(client, &sae).await;
-        state.saes.insert(sae.sae_id, versions);
+        state.live.saes.insert(sae.sae_id, versions);
     }
-    let request = v1::ListCavsRequest {
-        prefix,
-        page_size: 1000,
-        ..Default::default()
-    };
-    let cavs = client.list_cavs(request).await.expect("list").into_inner();
-    for cav in cavs.cavs {
+    for cav in list_cavs(client, prefix).await {
+        let seed = cav.name.split('-').nth(1).expect("a name");
+        let seed = seed.parse().expect("a seed");
+        if cav.delete_time.is_some() {
+            state.deleted.cavs.insert(cav.name, seed);
+            continue;
+        }
         let request = v1::GetCavRequest {
             name: cav.name.clone(),
         };
         let found = client.get_cav(request).await.expect("CAV").into_inner();
         let vector = found.cav.expect("CAV").directions.remove(0).vector;
-        let seed = cav.name.split('-').nth(1).expect("a name");
-        let seed = seed.parse().expect("a seed");
         let values = vector.expect("vector").values;
         assert_eq!(values, cav_values(&cav.name, seed), "{}", cav.name);
-        state.cavs.insert(cav.name, seed);
+        state.live.cavs.insert(cav.name, seed);
     }
     state
 }
 
-async fn list_saes(client: &mut Client) -> Result<Vec<v1::Sae>, Status> {
-    let request = v1::ListSaesRequest {
+async fn list_cavs(client: &mut Client, prefix: String) -> Vec<v1::Cav> {
+    let mut request = v1::ListCavsRequest {
+        prefix,
         page_size: 1000,
-        page_token: String::new(),
+        show_deleted: true,
+        ..Default::default()
     };
-    Ok(client.list_saes(request).await?.into_inner().saes)
+    let mut found = Vec::new();
+    loop {
+        let page = client.list_cavs(request.clone()).await.expect("list");
+        let page = page.into_inner();
+        found.extend(page.cavs);
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            return found;
+        }
+    }
+}
+
+async fn list_saes(client: &mut Client, show_deleted: bool) -> Result<Vec<v1::Sae>, Status> {
+    let mut request = v1::ListSaesRequest {
+        page_size: 1000,
+        show_deleted,
+        ..Default::default()
+    };
+    let mut found = Vec::new();
+    loop {
+        let page = client.list_saes(request.clone()).await?.into_inner();
+        found.extend(page.saes);
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            return Ok(found);
+        }
+    }
 }
 
 async fn check_features(client: &mut Client, name: &str) -> Result<(), Status> {
@@ -265,7 +362,7 @@ async fn label_versions(client: &mut Client, sae: &v1::Sae) -> BTreeSet<u32> {
 /// Reads an SAE of any client while they write. False when the registry is dead.
 pub(super) async fn read_any(client: &mut Client, dead: &AtomicBool) -> bool {
     let read = async {
-        for sae in list_saes(client).await? {
+        for sae in list_saes(client, false).await? {
             check_features(client, &sae.sae_id).await?;
         }
         Ok::<(), Status>(())

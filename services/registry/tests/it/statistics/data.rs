@@ -34,9 +34,9 @@ pub(super) async fn import(server: &mut Server, folder: &str) {
 
 /// A text's tokens, and an activation at each.
 #[derive(Clone)]
-pub(super) struct Text {
-    pub(super) tokens: Vec<v1::TextToken>,
-    pub(super) rows: Vec<Vec<f32>>,
+pub(crate) struct Text {
+    pub(crate) tokens: Vec<v1::TextToken>,
+    pub(crate) rows: Vec<Vec<f32>>,
 }
 
 /// Texts of 1 to 30 random tokens, behind a special one of large activation.
@@ -71,7 +71,7 @@ pub(super) fn texts(seed: u64, count: usize) -> Vec<Text> {
     (0..count).map(text).collect()
 }
 
-pub(super) fn config(sae_id: &str) -> v1::FeatureStatisticsConfig {
+pub(crate) fn config(sae_id: &str) -> v1::FeatureStatisticsConfig {
     v1::FeatureStatisticsConfig {
         sae_id: sae_id.to_owned(),
         source: Some(v1::CorpusSource {
@@ -86,7 +86,7 @@ pub(super) fn config(sae_id: &str) -> v1::FeatureStatisticsConfig {
 }
 
 /// The messages of a computation; rows come a few at a time.
-pub(super) fn messages(config: v1::FeatureStatisticsConfig, texts: &[Text]) -> Vec<Message> {
+pub(crate) fn messages(config: v1::FeatureStatisticsConfig, texts: &[Text]) -> Vec<Message> {
     let mut messages = vec![Message::Config(config)];
     for text in texts {
         let tokens = text.tokens.clone();
@@ -109,7 +109,7 @@ pub(super) fn request(message: Message) -> v1::ComputeFeatureStatisticsRequest {
     }
 }
 
-pub(super) async fn compute(
+pub(crate) async fn compute(
     server: &Server,
     messages: Vec<Message>,
 ) -> Result<v1::FeatureStatisticsVersion, Status> {
@@ -146,7 +146,7 @@ pub(super) async fn listed(
     }
 }
 
-pub(super) async fn versions(server: &Server, sae_id: &str) -> Vec<v1::FeatureStatisticsVersion> {
+pub(crate) async fn versions(server: &Server, sae_id: &str) -> Vec<v1::FeatureStatisticsVersion> {
     let request = v1::ListFeatureStatisticsVersionsRequest {
         sae_id: sae_id.to_owned(),
         ..Default::default()
