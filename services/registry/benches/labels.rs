@@ -96,6 +96,7 @@ async fn main() -> Result<(), Failure> {
         listen: String::new(),
         import_roots: Vec::new(),
         hub_allow: Vec::new(),
+        keep_deleted_days: 30,
         log: String::new(),
         security: Default::default(),
         operation: Default::default(),
