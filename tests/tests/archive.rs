@@ -12,7 +12,7 @@ use steering_client::v1;
 use steering_e2e::{
     Fixture, Services, WorkerOptions,
     binaries::{binary, steer},
-    fixture::path_text,
+    fixture::{MODEL, SAE, path_text},
     services::start_registry,
 };
 use tempfile::TempDir;
@@ -60,6 +60,18 @@ async fn fill(services: &Services, folder: &Path) {
     json(&[&train[..], &["--method", "mean-difference"]].concat()).await;
 }
 
+/// Another SAE under the same name, and then the first again.
+async fn add_version(services: &Services, first: &Fixture) {
+    let second = Fixture::load("gemma3");
+    for fixture in [&second, first] {
+        let sae = &fixture.cases.sae;
+        let file = fixture.file(&sae.path);
+        let import = ["saes", "import", &file, "--name", SAE, "--new-version"];
+        let place = ["--hook", &first.cases.sae.hook, "--model", MODEL];
+        json(&services.registry.url, &[&import[..], &place].concat()).await;
+    }
+}
+
 async fn run(registry: &str, args: &[&str]) -> Output {
     let mut command = Command::new(binary("steer"));
     command.args(args).args(["--json", "--registry", registry]);
@@ -97,10 +109,11 @@ async fn what_is_exported_comes_back_identical() {
     let services = Services::with_imports(&fixture, WorkerOptions::default()).await;
     let folder = tempfile::tempdir().expect("folder");
     fill(&services, folder.path()).await;
+    add_version(&services, &fixture).await;
     let exported = folder.path().join("export");
     let export = ["export", &path_text(&exported)];
     let document = json(&services.registry.url, &export).await;
-    assert_eq!(document["sae_count"], 1);
+    assert_eq!(document["sae_count"], 2, "versions");
     // The fixture's own, and two trainings of two labels.
     let cavs = fixture.cases.cavs.labels.len() + 4;
     assert_eq!(document["cav_count"], json!(cavs));
