@@ -1,14 +1,12 @@
-"""Workers and an Envoy in front of them, as child processes on free ports."""
+"""Workers and an Envoy in front of them, as child processes on ports that the system gives."""
 
 from __future__ import annotations
 
 import copy
 import json
 import os
-import random
 import re
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -33,19 +31,6 @@ STARTUP_S = 120
 STOP_S = 150
 
 
-def free_port() -> int:
-    """A port that nobody listens on, below those that the system hands out by itself: a
-    worker that is restarted must find its own free again."""
-    for port in random.sample(range(20_000, 32_000), 100):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                continue
-    raise RuntimeError("no free port between 20000 and 32000")
-
-
 def wait_for(what: str, condition: Any, timeout_s: float = STARTUP_S) -> float:
     """Waits until the condition holds; how long that took."""
     started = time.monotonic()
@@ -62,18 +47,22 @@ class Worker:
 
     binary: Path
     folder: Path
-    port: int = field(default_factory=free_port)
+    #: One that no other server has, e.g. "127.0.0.2": connections go out from 127.0.0.1, so none
+    #: of them takes the port while the worker is away.
+    host: str
+    #: The system's choice at the first start.
+    port: int = 0
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> str:
         """Where it listens."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def log(self) -> Path:
         """What it said since it started."""
-        return self.folder / f"worker-{self.port}.log"
+        return self.folder / f"worker-{self.host}.log"
 
     def start(self) -> None:
         """Returns when it listens."""
@@ -84,7 +73,12 @@ class Worker:
                 stderr=file,
                 env={**os.environ, **WORKER_ENV},
             )
-        wait_for(f"worker {self.address}", lambda: "listening on" in self.log.read_text())
+        listening = re.compile(rf"listening on {re.escape(self.host)}:(\d+)")
+        try:
+            wait_for(f"worker {self.address}", lambda: listening.search(self.log.read_text()))
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; it said:\n{self.log.read_text()[-2000:]}") from None
+        self.port = int(listening.findall(self.log.read_text())[0])
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Sends a signal; the exit code."""
@@ -106,21 +100,23 @@ class Fleet:
     envoy: Path
     workers: list[Worker]
     folder: Path
-    #: Ports of servers that the trial runs itself.
-    others: list[int] = field(default_factory=list)
-    port: int = field(default_factory=free_port)
-    admin: int = field(default_factory=free_port)
+    #: Addresses of servers that the trial runs itself.
+    others: list[str] = field(default_factory=list)
+    #: Where clients call, once it has started.
+    address: str = ""
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Starts everything; returns when Envoy finds all workers healthy."""
+        self.admin.unlink(missing_ok=True)
         for worker in self.workers:
             worker.start()
         path = self.folder / "envoy.yaml"
         path.write_text(json.dumps(self.config()))
         with (self.folder / "envoy.log").open("wb") as log:
             self.process = subprocess.Popen(
-                [self.envoy, "-c", path, "--log-level", "warn", "--use-dynamic-base-id"],
+                [self.envoy, "-c", path, "--log-level", "warn", "--use-dynamic-base-id"]
+                + ["--admin-address-path", self.admin],
                 stdout=log,
                 stderr=log,
             )
@@ -130,23 +126,32 @@ class Fleet:
         except TimeoutError as error:
             said = (self.folder / "envoy.log").read_text()[-2000:]
             raise TimeoutError(f"{error}; Envoy said:\n{said}") from None
+        [listener] = json.loads(self._get("/listeners?format=json"))["listener_statuses"]
+        socket = listener["local_address"]["socket_address"]
+        self.address = f"{socket['address']}:{socket['port_value']}"
+
+    @property
+    def admin(self) -> Path:
+        """Where Envoy writes its admin address."""
+        return self.folder / "envoy-admin"
 
     def config(self) -> Any:
         """The repository's configuration with this machine's addresses, else unchanged."""
         config = copy.deepcopy(yaml.safe_load(CONFIG.read_text()))
 
-        def local(place: Any, port: int) -> None:
-            place["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
+        def local(place: Any, address: str) -> None:
+            host, port = address.split(":")
+            place["address"]["socket_address"] = {"address": host, "port_value": int(port)}
 
-        local(config["admin"], self.admin)
+        local(config["admin"], "127.0.0.1:0")
         resources = config["static_resources"]
-        local(resources["listeners"][0], self.port)
+        local(resources["listeners"][0], "127.0.0.1:0")
         [group] = resources["clusters"][0]["load_assignment"]["endpoints"]
         [template] = group["lb_endpoints"]
         group["lb_endpoints"] = []
-        for port in [worker.port for worker in self.workers] + self.others:
+        for address in [worker.address for worker in self.workers] + self.others:
             endpoint = copy.deepcopy(template)
-            local(endpoint["endpoint"], port)
+            local(endpoint["endpoint"], address)
             group["lb_endpoints"].append(endpoint)
         return config
 
@@ -166,7 +171,7 @@ class Fleet:
             return [
                 a for a, figures in self.hosts().items() if figures["health_flags"] == "healthy"
             ]
-        except OSError:
+        except (OSError, ValueError):  # no answer yet, or an address that is being written
             return []
 
     def wait_until_healthy(self, worker: Worker) -> None:
@@ -191,7 +196,8 @@ class Fleet:
                 process.wait()
 
     def _get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}{path}", timeout=5) as answer:
+        url = f"http://{self.admin.read_text()}{path}"
+        with urllib.request.urlopen(url, timeout=5) as answer:
             return str(answer.read().decode())
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-from fleet import Fleet, Worker, folder, free_port
+from fleet import Fleet, Worker, folder
 from steer import AsyncClient, Config, InvalidRequest, Retry, SteerError, VectorEdit
 
 HOOK = "blocks.3.hook_resid_post"
@@ -66,7 +66,7 @@ class Load:
 
 def config(fleet: Fleet) -> Config:
     """Through Envoy, without retries of the client's own."""
-    url = f"http://127.0.0.1:{fleet.port}"
+    url = f"http://{fleet.address}"
     return Config(url, url, api_key=None, retry=Retry(attempts=1))
 
 
@@ -172,11 +172,12 @@ async def ejection(fleet: Fleet) -> None:
 async def trial(arguments: argparse.Namespace, scratch: Path) -> None:
     """All parts, on two fleets."""
     broken = grpc.server(ThreadPoolExecutor(4), handlers=[Broken()])
-    port = free_port()
-    broken.add_insecure_port(f"127.0.0.1:{port}")
+    port = broken.add_insecure_port("127.0.0.1:0")
     broken.start()
-    worker = Worker(arguments.worker, scratch)
-    await on_fleet(Fleet(arguments.envoy, [worker], scratch, others=[port]), ejection)
+    worker = Worker(arguments.worker, scratch, "127.0.0.2")
+    await on_fleet(
+        Fleet(arguments.envoy, [worker], scratch, others=[f"127.0.0.1:{port}"]), ejection
+    )
     broken.stop(None)
 
     async def the_rest(fleet: Fleet) -> None:
@@ -184,7 +185,7 @@ async def trial(arguments: argparse.Namespace, scratch: Path) -> None:
         await retries(fleet)
         await rolling_restarts(fleet, arguments.rollouts, arguments.streams)
 
-    workers = [Worker(arguments.worker, scratch) for _ in range(3)]
+    workers = [Worker(arguments.worker, scratch, f"127.0.0.{host}") for host in (2, 3, 4)]
     await on_fleet(Fleet(arguments.envoy, workers, scratch), the_rest)
 
 

@@ -15,28 +15,28 @@ pids=()
 trap cleanup EXIT
 
 ports=($(python3 - <<'PYTHON'
-import socket
+import socket  # not of 127.0.0.1: a connection from there could take one before its server does
 probes = [socket.socket() for _ in range(4)]
 for probe in probes:
-    probe.bind(("127.0.0.1", 0))
+    probe.bind(("127.0.0.2", 0))
 print(*(probe.getsockname()[1] for probe in probes))
 PYTHON
 ))
-"$binaries/steer-worker" --model "$root/demo/model" --listen "127.0.0.1:${ports[0]}" \
-    --health-listen "127.0.0.1:${ports[1]}" --max-queued 64 --prefix-cache-mib 8 \
+"$binaries/steer-worker" --model "$root/demo/model" --listen "127.0.0.2:${ports[0]}" \
+    --health-listen "127.0.0.2:${ports[1]}" --max-queued 64 --prefix-cache-mib 8 \
     --log info,steer::request=off 2>"$work/worker.log" &
 pids+=($!)
-"$binaries/steer-registry" --data "$work/data" --listen "127.0.0.1:${ports[2]}" \
-    --health-listen "127.0.0.1:${ports[3]}" --log warn,steer::request=off 2>"$work/registry.log" &
+"$binaries/steer-registry" --data "$work/data" --listen "127.0.0.2:${ports[2]}" \
+    --health-listen "127.0.0.2:${ports[3]}" --log warn,steer::request=off 2>"$work/registry.log" &
 pids+=($!)
-export STEER_WORKER="http://127.0.0.1:${ports[0]}" STEER_REGISTRY="http://127.0.0.1:${ports[2]}"
+export STEER_WORKER="http://127.0.0.2:${ports[0]}" STEER_REGISTRY="http://127.0.0.2:${ports[2]}"
 for _ in $(seq 600); do
     "$binaries/steer" status --json 2>/dev/null | grep -q '"not_serving"\|"unreachable"' || break
     sleep 0.1
 done
 
 "$binaries/steer-load" soak --streams 64 --seconds "$seconds" --settle $((seconds / 3)) --with-registry \
-    --max-new-tokens 16 --watch "127.0.0.1:${ports[1]}" --watch "127.0.0.1:${ports[3]}" --max-growth 64
+    --max-new-tokens 16 --watch "127.0.0.2:${ports[1]}" --watch "127.0.0.2:${ports[3]}" --max-growth 64
 "$binaries/steer-load" overload --streams 32 --seconds 5 --max-new-tokens 16 --json >"$work/overload.json"
 python3 - "$work/overload.json" <<'PYTHON'
 import json, sys

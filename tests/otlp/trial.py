@@ -32,11 +32,13 @@ PATIENCE_S = 60
 STOP_S = 20
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_addresses() -> list[str]:
+    """Two that nobody listens on. Not of 127.0.0.1, which connections go out from: one of them
+    could take a port before its server does."""
+    with socket.socket() as one, socket.socket() as other:
+        for probe in (one, other):
+            probe.bind(("127.0.0.2", 0))
+        return [":".join(map(str, probe.getsockname())) for probe in (one, other)]
 
 
 def wait_for(what: str, found: Callable[[], bool], log: Path) -> None:
@@ -76,7 +78,7 @@ def services(
     binaries: Path, folder: Path, stack: ExitStack, collector: str
 ) -> tuple[list[Program], dict[str, str]]:
     """Both services, sending spans; where they are, as the command's environment."""
-    worker, registry = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    worker, registry = free_addresses()
     model, data = str(REPOSITORY / "demo/model"), str(folder / "data")
     programs = [
         # One is told by a flag, the other by OpenTelemetry's own variable.
@@ -147,9 +149,9 @@ def main() -> None:
     parser.add_argument("--binaries", type=Path, required=True)
     binaries = parser.parse_args().binaries
     with tempfile.TemporaryDirectory(prefix="steer-otlp-") as name, ExitStack() as stack:
-        folder, grpc = Path(name), f"127.0.0.1:{free_port()}"
+        folder, (grpc, http) = Path(name), free_addresses()
         command = [str(AGENT), "start", "--otlp-grpc-endpoint", grpc]
-        command += ["--otlp-http-endpoint", f"127.0.0.1:{free_port()}"]
+        command += ["--otlp-http-endpoint", http]
         command += ["--exporter", "blackhole", "--debug-log", "traces"]
         command += ["--debug-log-verbosity", "detailed", "--pid-file", f"{folder}/pid"]
         receiver = Program(folder, stack, command, {})

@@ -58,15 +58,21 @@ async fn steer(args: &[&str]) -> (bool, String, String) {
     )
 }
 
-async fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
-    listener.local_addr().expect("address").port()
+/// Connections of the tests beside go out from 127.0.0.1, and could take a port of that address
+/// before its server does.
+const LOOPBACK: &str = if cfg!(target_os = "linux") {
+    "127.0.0.2:0"
+} else {
+    "127.0.0.1:0"
+};
+
+async fn free_address() -> String {
+    let listener = TcpListener::bind(LOOPBACK).await.expect("port");
+    listener.local_addr().expect("address").to_string()
 }
 
-async fn get(port: u16, path: &str) -> String {
-    let mut tcp = TcpStream::connect(("127.0.0.1", port))
-        .await
-        .expect("connected");
+async fn get(address: &str, path: &str) -> String {
+    let mut tcp = TcpStream::connect(address).await.expect("connected");
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     tcp.write_all(request.as_bytes()).await.expect("written");
     let mut answer = String::new();
@@ -105,14 +111,14 @@ async fn the_command_line_makes_keys_that_open_a_worker() {
     let kept = std::fs::read_to_string(&keys).expect("keys");
     assert!(!kept.contains(secret.trim()), "the file has the secret");
     std::fs::write(file("alice.key"), &secret).expect("written");
-    let port = free_port().await;
+    let health = free_address().await;
     let worker = start_worker_with(
         &fixture,
         &[
             format!("--tls-cert={cert}"),
             format!("--tls-key={key}"),
             format!("--api-keys={keys}"),
-            format!("--health-listen=127.0.0.1:{port}"),
+            format!("--health-listen={health}"),
         ],
     )
     .await;
@@ -156,7 +162,7 @@ async fn the_command_line_makes_keys_that_open_a_worker() {
     let (ok, _, err) = steer(&[&tokenize[..], &access[..2]].concat()).await;
     assert!(!ok && err.contains("--ca-cert"), "{err}");
 
-    let metrics = get(port, "/metrics").await;
+    let metrics = get(&health, "/metrics").await;
     for line in [
         "gen_ai_server_time_to_first_token_seconds_count",
         "gen_ai_server_time_per_output_token_seconds_count",
@@ -307,7 +313,7 @@ async fn every_limit_is_reported_kept_and_named() {
 
 /// A worker as its own process.
 async fn spawn(fixture: &Fixture, args: &[&str]) -> (Child, String) {
-    let listen = format!("127.0.0.1:{}", free_port().await);
+    let listen = free_address().await;
     let child = Command::new(binary("steer-worker"))
         .arg("--model")
         .arg(fixture.model())

@@ -27,24 +27,25 @@ start_s3() {
     fi
     export AWS_ACCESS_KEY_ID=steer AWS_SECRET_ACCESS_KEY=not-secret AWS_REGION=us-east-1
     export AWS_ALLOW_HTTP=true
-    # Each server's gRPC port is its port and 10,000.
+    # Each server's gRPC port is its port and 10,000. Connections go out from 127.0.0.1, so none
+    # takes a port of another address.
     read -r -a ports < <(python3 -c '
 import socket
 def free(port):
     with socket.socket() as s:
-        return s.connect_ex(("127.0.0.1", port)) != 0
+        return s.connect_ex(("127.0.0.2", port)) != 0
 print(*[p for p in range(21000, 29000) if free(p) and free(p + 10000)][:4])')
     mkdir "$folder/s3"
-    "$STEER_TEST_WEED" -logtostderr=true server -dir="$folder/s3" -ip=127.0.0.1 -ip.bind=127.0.0.1 \
+    "$STEER_TEST_WEED" -logtostderr=true server -dir="$folder/s3" -ip=127.0.0.2 -ip.bind=127.0.0.2 \
         -master.port="${ports[0]}" -master.telemetry=false -master.volumeSizeLimitMB=256 \
         -volume.port="${ports[1]}" -volume.max=0 -filer -filer.port="${ports[2]}" \
         -s3 -s3.port="${ports[3]}" -s3.port.iceberg=0 -s3.port.lance=0 \
         > "$folder/s3/log" 2>&1 &
     s3_process=$!
     stops+=(stop_s3)
-    export AWS_ENDPOINT_URL="http://127.0.0.1:${ports[3]}"
+    export AWS_ENDPOINT_URL="http://127.0.0.2:${ports[3]}"
     # A bucket is a folder of its file server. Strangers are refused when it is there.
-    until curl --silent --output /dev/null -X POST "http://127.0.0.1:${ports[2]}/buckets/steer-test/" &&
+    until curl --silent --output /dev/null -X POST "http://127.0.0.2:${ports[2]}/buckets/steer-test/" &&
         [ "$(curl --silent --output /dev/null --write-out '%{http_code}' \
             "$AWS_ENDPOINT_URL/steer-test")" = 403 ]
     do

@@ -9,6 +9,9 @@ use std::{
 
 use tempfile::TempDir;
 
+/// Not where connections go out from, so that none takes a port while the server is away.
+const HOST: &str = "127.0.0.2";
+
 /// SeaweedFS on a folder; killed when dropped.
 pub(super) struct S3Server {
     weed: String,
@@ -24,7 +27,7 @@ impl S3Server {
             println!("not run: STEER_TEST_WEED names no S3 server (tests/backends/with.sh does)");
             return None;
         };
-        let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+        let free = |port: &u16| TcpListener::bind((HOST, *port)).is_ok();
         // Its gRPC ports are 10,000 above.
         let ports = (31_500_u16..39_000).filter(|port| free(port) && free(&(port + 10_000)));
         let mut server = Self {
@@ -38,7 +41,7 @@ impl S3Server {
     }
 
     pub(super) fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.ports[3])
+        format!("{HOST}:{}", self.ports[3])
     }
 
     pub(super) fn kill(&mut self) {
@@ -57,8 +60,8 @@ impl S3Server {
             .args([
                 "-logtostderr=true",
                 "server",
-                "-ip=127.0.0.1",
-                "-ip.bind=127.0.0.1",
+                &format!("-ip={HOST}"),
+                &format!("-ip.bind={HOST}"),
             ])
             .arg(format!("-dir={}", self.folder.path().display()))
             .arg(format!("-master.port={master}"))
@@ -99,10 +102,10 @@ impl Drop for S3Server {
 
 /// The status of an HTTP request without a body.
 fn status(port: u16, request: &str) -> Option<u16> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    let mut stream = TcpStream::connect((HOST, port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     let head = format!(
-        "{request} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        "{request} HTTP/1.1\r\nHost: {HOST}:{port}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).ok()?;
     let mut start = [0; 12];
