@@ -3,8 +3,8 @@
 //!
 //! Weights stay as they are stored: a tile of them is unpacked once for a block
 //! of activation rows. Floats are multiplied with the activations as they are;
-//! integers with activations in 8 bits, with a scale for every 32 of a row, as
-//! llama.cpp does. A row's result is the same bit for bit whatever other rows
+//! integers with activations in 8 bits, with a scale for as many of a row as the
+//! weights have one for (32 or 256), as llama.cpp does. A row's result is the same bit for bit whatever other rows
 //! are in the batch: each element is summed in the same lanes in the same order.
 
 mod activations;
@@ -92,9 +92,12 @@ impl Format {
         })
     }
 
-    /// Whether elements are integers with scales.
-    fn is_quantized(self) -> bool {
-        !matches!(self, Self::F32 | Self::F16 | Self::Bf16)
+    fn kind(self) -> Kind {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => Kind::Floats,
+            Self::Q4K | Self::Q5K | Self::Q6K => Kind::SuperBlocks,
+            _ => Kind::Integers,
+        }
     }
 
     /// Elements and bytes of a block.
@@ -112,6 +115,16 @@ impl Format {
             Self::Q6K => (256, 210),
         }
     }
+}
+
+/// What is multiplied in the same way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Floats,
+    /// With a scale for every block.
+    Integers,
+    /// With a scale for every super-block, and integers for its blocks.
+    SuperBlocks,
 }
 
 /// A matrix `[out, in]`, row after row.
@@ -172,9 +185,9 @@ impl Kernel for Unpacked<'_> {
             Format::Q5_0 => self.integers::<formats::Q5_0, _>(isa),
             Format::Q5_1 => self.integers::<formats::Q5_1, _>(isa),
             Format::Q8_0 => self.integers::<formats::Q8_0, _>(isa),
-            Format::Q4K => self.integers::<formats::Q4K, _>(isa),
-            Format::Q5K => self.integers::<formats::Q5K, _>(isa),
-            Format::Q6K => self.integers::<formats::Q6K, _>(isa),
+            Format::Q4K => self.super_blocks::<formats::Q4K, _>(isa),
+            Format::Q5K => self.super_blocks::<formats::Q5K, _>(isa),
+            Format::Q6K => self.super_blocks::<formats::Q6K, _>(isa),
         }
     }
 }
@@ -192,17 +205,28 @@ impl Unpacked<'_> {
     #[inline(always)]
     fn integers<F: formats::Quantized, I: Isa>(self, isa: I) {
         let (eights, _) = self.out.as_chunks_mut::<8>();
-        for (stored, out) in F::stored(self.row)
-            .iter()
-            .zip(eights.chunks_mut(4 * F::BLOCKS))
-        {
+        for (stored, out) in F::stored(self.row).iter().zip(eights.chunks_mut(4)) {
             let all = F::scales(isa, std::slice::from_ref(stored));
-            let (scales, offsets) = (all.scales.as_flattened(), all.offsets.as_flattened());
-            each_block!(F, BLOCK => {
-                let q = isa.widen(F::integers::<I, BLOCK>(isa, stored));
-                for (i, (out, q)) in out[4 * BLOCK..].iter_mut().zip(q).enumerate() {
-                    let at = BLOCK * F::PARTS + i * F::PARTS / 4;
-                    *out = isa.array(isa.fma(q, isa.splat(scales[at]), isa.splat(offsets[at])));
+            let (scale, offset) = (isa.splat(all.scales[0]), isa.splat(all.offsets[0]));
+            for (out, q) in out.iter_mut().zip(isa.widen(F::integers(isa, stored))) {
+                *out = isa.array(isa.fma(q, scale, offset));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn super_blocks<F: formats::SuperBlocks, I: Isa>(self, isa: I) {
+        let (eights, _) = self.out.as_chunks_mut::<8>();
+        for (stored, out) in F::stored(self.row).iter().zip(eights.chunks_mut(32)) {
+            let [d, d_offset] = F::multiples(isa, &[stored; 8]).map(|all| isa.array(all)[0]);
+            let [scales, offsets] = F::parts(isa, stored).map(|all| isa.word_array(all));
+            each_block!(OF => {
+                let q = isa.widen(F::integers::<I, OF>(isa, stored));
+                for (i, (out, q)) in out[4 * OF..].iter_mut().zip(q).enumerate() {
+                    let at = OF + i / 2 * 8;
+                    let scale = isa.splat(d * f32::from(scales[at]));
+                    let offset = isa.splat(d_offset * f32::from(offsets[at]));
+                    *out = isa.array(isa.fma(q, scale, offset));
                 }
             });
         }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{
-    ALONE, Format,
+    ALONE, Format, Kind,
     dispatch::{Kernel, dispatch},
     formats::BLOCK,
     isa::Isa,
@@ -19,25 +19,19 @@ pub(super) const PER_TILE: usize = TILE / BLOCK;
 pub(super) struct Activations {
     pub(super) floats: Rows<Tile>,
     pub(super) integers: Rows<IntegerTile>,
+    pub(super) super_blocks: Rows<SuperTile>,
 }
 
 impl Activations {
     pub(super) fn new(x: &[f32], k: usize, formats: &[Format]) -> Self {
-        let mut kinds = formats.iter().map(|format| format.is_quantized());
-        let none = &x[..0];
-        let floats = if kinds.clone().all(|quantized| quantized) {
-            none
-        } else {
-            x
-        };
-        let integers = if kinds.any(|quantized| quantized) {
-            x
-        } else {
-            none
+        let wanted = |kind| match formats.iter().any(|format| format.kind() == kind) {
+            true => x,
+            false => &x[..0],
         };
         Self {
-            floats: Rows::new(floats, k),
-            integers: Rows::new(integers, k),
+            floats: Rows::new(wanted(Kind::Floats), k),
+            integers: Rows::new(wanted(Kind::Integers), k),
+            super_blocks: Rows::new(wanted(Kind::SuperBlocks), k),
         }
     }
 }
@@ -70,31 +64,65 @@ impl Piece for Tile {
 pub(super) struct IntegerTile {
     pub(super) q: [[[i8; 4]; BLOCK / 4]; PER_TILE],
     pub(super) scales: [f32; PER_TILE],
-    /// `scale · Σ q` of each block, of its first half and of its second.
-    pub(super) sums: [[f32; 3]; PER_TILE],
+    /// `scale · Σ q` of each block.
+    pub(super) sums: [f32; PER_TILE],
 }
 
 impl Piece for IntegerTile {
     const EMPTY: Self = Self {
         q: [[[0; 4]; BLOCK / 4]; PER_TILE],
         scales: [0.0; PER_TILE],
-        sums: [[0.0; 3]; PER_TILE],
+        sums: [0.0; PER_TILE],
     };
 
     #[inline(always)]
     fn fill(&mut self, x: &[f32]) {
         for (i, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
-            (self.scales[i], self.sums[i]) = quantize(x, self.q[i].as_flattened_mut());
+            let (scale, inverse) = scale(x);
+            let [first, second] = quantize(x, inverse, &mut self.q[i]);
+            self.scales[i] = scale;
+            self.sums[i] = scale * f32::from(first + second);
         }
     }
 }
 
-/// The scale of a block, and `scale · Σ q` of it and of its halves.
+/// A tile of a row in 8 bits, with one scale for all of it.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(32))]
+pub(super) struct SuperTile {
+    pub(super) q: [[[i8; 4]; BLOCK / 4]; PER_TILE],
+    /// `Σ q` of the blocks' first halves, then of their second ones.
+    pub(super) halves: [[i16; 2]; PER_TILE],
+    /// `Σ q` of the blocks.
+    pub(super) blocks: [[i16; 2]; PER_TILE / 2],
+    pub(super) scale: f32,
+}
+
+impl Piece for SuperTile {
+    const EMPTY: Self = Self {
+        q: [[[0; 4]; BLOCK / 4]; PER_TILE],
+        halves: [[0; 2]; PER_TILE],
+        blocks: [[0; 2]; PER_TILE / 2],
+        scale: 0.0,
+    };
+
+    #[inline(always)]
+    fn fill(&mut self, x: &[f32]) {
+        let (scale, inverse) = scale(x);
+        self.scale = scale;
+        for (i, x) in x.as_chunks().0.iter().enumerate() {
+            let [first, second] = quantize(x, inverse, &mut self.q[i]);
+            self.halves.as_flattened_mut()[i] = first;
+            self.halves.as_flattened_mut()[PER_TILE + i] = second;
+            self.blocks.as_flattened_mut()[i] = first + second;
+        }
+    }
+}
+
+/// By which the largest of some numbers is ±127, and what to multiply them with
+/// for it. If any isn't finite, nothing that is multiplied with them is a number.
 #[inline(always)]
-fn quantize(x: &[f32; BLOCK], q: &mut [i8]) -> (f32, [f32; 3]) {
-    /// A float of this size has no room for fractions: what is added to it is
-    /// rounded, to even, and stands in its lowest bits.
-    const WHOLE: f32 = 1.5 * (1 << 23) as f32;
+fn scale(x: &[f32]) -> (f32, f32) {
     // Of floats that aren't negative, the bits are in the same order.
     let mut largest = 0;
     for x in x {
@@ -102,14 +130,23 @@ fn quantize(x: &[f32; BLOCK], q: &mut [i8]) -> (f32, [f32; 3]) {
     }
     let largest = f32::from_bits(largest);
     if !largest.is_finite() {
-        // Nothing that is multiplied with this block is a number.
-        return (f32::NAN, [f32::NAN; 3]);
+        return (f32::NAN, 0.0);
     }
     let scale = largest / 127.0;
     let inverse = match scale {
         f32::MIN_POSITIVE.. => 1.0 / scale,
         _ => 0.0,
     };
+    (scale, inverse)
+}
+
+/// The integers of a block; the sum of its first half and of its second.
+#[inline(always)]
+fn quantize(x: &[f32; BLOCK], inverse: f32, q: &mut [[i8; 4]; BLOCK / 4]) -> [i16; 2] {
+    /// A float of this size has no room for fractions: what is added to it is
+    /// rounded, to even, and stands in its lowest bits.
+    const WHOLE: f32 = 1.5 * (1 << 23) as f32;
+    let q = q.as_flattened_mut();
     let mut sums = [0; 2];
     for (half, x) in x.as_chunks::<16>().0.iter().enumerate() {
         for (i, x) in x.iter().enumerate() {
@@ -118,9 +155,7 @@ fn quantize(x: &[f32; BLOCK], q: &mut [i8]) -> (f32, [f32; 3]) {
             sums[half] += integer;
         }
     }
-    let [first, second] = sums;
-    let sums = [first + second, first, second];
-    (scale, sums.map(|sum| scale * sum as f32))
+    sums.map(|sum| sum as i16)
 }
 
 /// Rows, padded with zeros to whole tiles; made once for all matrices that

@@ -42,6 +42,27 @@ pub(super) trait Isa: Copy + Send + Sync {
     fn add_words(self, a: Self::Words, b: Self::Words) -> Self::Words;
     /// Sums of two neighbours each.
     fn add_neighbours(self, words: Self::Words) -> Self::Ints;
+    fn words(self, values: &[i16; 16]) -> Self::Words;
+    fn word_array(self, words: Self::Words) -> [i16; 16];
+    fn word_bytes(self, words: Self::Words) -> Self::Bytes;
+    /// Each of the first eight words twice, then each of the other eight.
+    fn twice(self, words: Self::Words) -> [Self::Bytes; 2];
+    fn multiply_words(self, words: Self::Words, by: i16) -> Self::Words;
+    /// Bytes with a sign: those at even places, then those at odd ones.
+    fn even_and_odd(self, bytes: &[u8; 16]) -> Self::Words;
+    /// Eight scales and eight minima of 6 bits, each in both halves, of the last 12
+    /// bytes: the first four scales are in the low bits of the first four, the first
+    /// four minima in those of the next; of the others, the low 4 bits come then, the
+    /// high 2 are in the high bits of the first ones.
+    fn six_bits(self, bytes: &[u8; 16]) -> [Self::Words; 2];
+    /// One word, eight times, of the first eight, then one of the other eight.
+    fn spread<const INDEX: usize>(self, words: Self::Words) -> Self::Words;
+    /// Two words, eight times.
+    fn repeat_words(self, two: &[i16; 2]) -> Self::Words;
+    /// Sums of two neighbours' products each.
+    fn word_pairs(self, a: Self::Words, b: Self::Words) -> Self::Ints;
+    /// The sum of all lanes of each.
+    fn int_totals(self, eight: [Self::Ints; 8]) -> Self::Ints;
     fn zero(self) -> Self::Ints;
     fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     fn ints_to_floats(self, ints: Self::Ints) -> Self::Floats;
@@ -52,12 +73,8 @@ pub(super) trait Isa: Copy + Send + Sync {
     fn store(self, bytes: Self::Bytes) -> [u8; 32];
     /// Integers to floats.
     fn widen(self, bytes: Self::Bytes) -> [Self::Floats; 4];
-    /// Integers to floats.
-    fn widen_eight(self, values: &[u8; 8]) -> Self::Floats;
     /// IEEE half precision to f32.
     fn halves(self, bits: &[u16; 8]) -> Self::Floats;
-    /// IEEE half precision to f32.
-    fn half(self, bits: u16) -> f32;
     /// 16 where an element's bit is 1, 0 where it is 0.
     fn sixteens(self, bits: u32) -> Self::Bytes;
     /// Asks for bytes to be brought to the cache. Several rows are read at a
@@ -154,6 +171,70 @@ impl<const FMA: bool> Isa for Portable<FMA> {
     }
 
     #[inline(always)]
+    fn words(self, values: &[i16; 16]) -> [i16; 16] {
+        *values
+    }
+
+    #[inline(always)]
+    fn word_array(self, words: [i16; 16]) -> [i16; 16] {
+        words
+    }
+
+    #[inline(always)]
+    fn word_bytes(self, words: [i16; 16]) -> [i8; 32] {
+        bytemuck::cast(words)
+    }
+
+    #[inline(always)]
+    fn twice(self, words: [i16; 16]) -> [[i8; 32]; 2] {
+        let half = |half: usize| -> [i16; 16] { std::array::from_fn(|i| words[8 * half + i / 2]) };
+        [bytemuck::cast(half(0)), bytemuck::cast(half(1))]
+    }
+
+    #[inline(always)]
+    fn multiply_words(self, words: [i16; 16], by: i16) -> [i16; 16] {
+        words.map(|word| word * by)
+    }
+
+    #[inline(always)]
+    fn even_and_odd(self, bytes: &[u8; 16]) -> [i16; 16] {
+        std::array::from_fn(|i| i16::from(bytes[i % 8 * 2 + i / 8] as i8))
+    }
+
+    #[inline(always)]
+    fn six_bits(self, bytes: &[u8; 16]) -> [[i16; 16]; 2] {
+        let value = |first: usize, shift: usize, i: usize| match i % 8 {
+            i @ ..4 => i16::from(bytes[first + i] & 63),
+            i => i16::from(bytes[8 + i] >> shift & 15 | bytes[first + i - 4] >> 6 << 4),
+        };
+        [
+            std::array::from_fn(|i| value(4, 0, i)),
+            std::array::from_fn(|i| value(8, 4, i)),
+        ]
+    }
+
+    #[inline(always)]
+    fn spread<const INDEX: usize>(self, words: [i16; 16]) -> [i16; 16] {
+        std::array::from_fn(|i| words[i / 8 * 8 + INDEX])
+    }
+
+    #[inline(always)]
+    fn repeat_words(self, two: &[i16; 2]) -> [i16; 16] {
+        std::array::from_fn(|i| two[i % 2])
+    }
+
+    #[inline(always)]
+    fn word_pairs(self, a: [i16; 16], b: [i16; 16]) -> [i32; 8] {
+        let product = |i: usize| i32::from(a[i]) * i32::from(b[i]);
+        std::array::from_fn(|i| product(2 * i) + product(2 * i + 1))
+    }
+
+    #[inline(always)]
+    fn int_totals(self, eight: [[i32; 8]; 8]) -> [i32; 8] {
+        eight.map(|lanes| lanes.iter().sum())
+    }
+
+    #[inline(always)]
     fn zero(self) -> [i32; 8] {
         [0; 8]
     }
@@ -189,18 +270,8 @@ impl<const FMA: bool> Isa for Portable<FMA> {
     }
 
     #[inline(always)]
-    fn widen_eight(self, values: &[u8; 8]) -> [f32; 8] {
-        values.map(|value| f32::from(value as i8))
-    }
-
-    #[inline(always)]
     fn halves(self, bits: &[u16; 8]) -> [f32; 8] {
         bits.map(half_to_f32)
-    }
-
-    #[inline(always)]
-    fn half(self, bits: u16) -> f32 {
-        half_to_f32(bits)
     }
 
     #[inline(always)]
@@ -232,13 +303,9 @@ mod tests {
     fn every_half_converts() {
         for bits in 0..=u16::MAX {
             let theirs = half::f16::from_bits(bits).to_f32();
-            for ours in [
-                Portable::<false>.half(bits),
-                Portable::<false>.halves(&[bits; 8])[7],
-            ] {
-                let both_nan = ours.is_nan() && theirs.is_nan();
-                assert!(ours == theirs || both_nan, "{bits:#x}");
-            }
+            let ours = Portable::<false>.halves(&[bits; 8])[7];
+            let both_nan = ours.is_nan() && theirs.is_nan();
+            assert!(ours == theirs || both_nan, "{bits:#x}");
         }
     }
 }

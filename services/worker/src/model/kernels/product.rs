@@ -12,6 +12,7 @@ use super::{
 
 pub(super) mod floats;
 pub(super) mod integers;
+pub(super) mod super_blocks;
 
 /// Columns of a result come in multiples of this: so many weight rows are
 /// multiplied together at most.
@@ -100,14 +101,64 @@ impl Kernel for Columns<'_> {
             Format::F32 => floats::compute::<formats::F32>(self, isa),
             Format::F16 => floats::compute::<formats::F16>(self, isa),
             Format::Bf16 => floats::compute::<formats::Bf16>(self, isa),
-            Format::Q4_0 => integers::compute::<formats::Q4_0, _>(self, isa),
-            Format::Q4_1 => integers::compute::<formats::Q4_1, _>(self, isa),
-            Format::Q5_0 => integers::compute::<formats::Q5_0, _>(self, isa),
-            Format::Q5_1 => integers::compute::<formats::Q5_1, _>(self, isa),
-            Format::Q8_0 => integers::compute::<formats::Q8_0, _>(self, isa),
-            Format::Q4K => integers::compute::<formats::Q4K, _>(self, isa),
-            Format::Q5K => integers::compute::<formats::Q5K, _>(self, isa),
-            Format::Q6K => integers::compute::<formats::Q6K, _>(self, isa),
+            Format::Q4_0 => by_eights(self, isa, integers::Tile::<formats::Q4_0>::EMPTY),
+            Format::Q4_1 => by_eights(self, isa, integers::Tile::<formats::Q4_1>::EMPTY),
+            Format::Q5_0 => by_eights(self, isa, integers::Tile::<formats::Q5_0>::EMPTY),
+            Format::Q5_1 => by_eights(self, isa, integers::Tile::<formats::Q5_1>::EMPTY),
+            Format::Q8_0 => by_eights(self, isa, integers::Tile::<formats::Q8_0>::EMPTY),
+            Format::Q4K => by_eights(self, isa, super_blocks::Tile::<formats::Q4K>::EMPTY),
+            Format::Q5K => by_eights(self, isa, super_blocks::Tile::<formats::Q5K>::EMPTY),
+            Format::Q6K => by_eights(self, isa, super_blocks::Tile::<formats::Q6K>::EMPTY),
+        }
+    }
+}
+
+/// Products with eight weight rows at a time, each in a lane of its own, so that
+/// a row's sum does not depend on what is multiplied beside it.
+trait Eights {
+    /// Adds the products of eight rows and of activation rows from `first` on, as many
+    /// as there are sums. What comes after the rows is asked for little by little: all
+    /// at once would have to wait.
+    ///
+    /// Must be `#[inline(always)]`.
+    fn add<I: Isa>(
+        &mut self,
+        isa: I,
+        weights: (&[&[u8]; GROUP], &[u8]),
+        x: (&Activations, usize),
+        sums: &mut [I::Floats],
+    );
+}
+
+#[inline(always)]
+fn by_eights<I: Isa>(mut columns: Columns<'_>, isa: I, mut tile: impl Eights) {
+    /// Activation rows for which weights are unpacked once.
+    const CHUNK: usize = 64;
+    let row_bytes = columns.weights.bytes_of(columns.weights.in_width);
+    let weights = &columns.weights.bytes[columns.first * row_bytes..];
+    let mut sums = vec![isa.splat(0.0); columns.out.len().min(CHUNK)];
+    for (chunk, out) in columns.out.chunks_mut(CHUNK).enumerate() {
+        let sums = &mut sums[..out.len()];
+        let last = out[0].len() - 1;
+        for column in (0..=last).step_by(GROUP) {
+            // Where there are fewer than eight rows, the last stands in.
+            let mut rows = [&[][..]; GROUP];
+            for (g, row) in rows.iter_mut().enumerate() {
+                let at = last.min(column + g) * row_bytes;
+                *row = &weights[at..at + row_bytes];
+            }
+            let next = weights
+                .get((column + GROUP) * row_bytes..)
+                .unwrap_or_default();
+            sums.fill(isa.splat(0.0));
+            tile.add(isa, (&rows, next), (columns.x, chunk * CHUNK), sums);
+            for (out, sums) in out.iter_mut().zip(&*sums) {
+                let out = &mut out[column..=last.min(column + GROUP - 1)];
+                match out.as_mut_array() {
+                    Some(out) => *out = isa.array(*sums),
+                    None => out.copy_from_slice(&isa.array(*sums)[..out.len()]),
+                }
+            }
         }
     }
 }

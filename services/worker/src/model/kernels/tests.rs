@@ -44,8 +44,8 @@ fn check(ours: &[f32], expected: &[f32], tolerance: f32) {
     }
 }
 
-/// What is left of activations in 8 bits with a scale for every 32.
-fn rounded(x: &[f32]) -> Vec<f32> {
+/// What is left of activations in 8 bits with a scale for every `group`.
+fn rounded(x: &[f32], group: usize) -> Vec<f32> {
     let block = |x: &[f32]| -> Vec<f32> {
         let largest = x.iter().fold(0.0f32, |a, v| a.max(v.abs()));
         let scale = largest / 127.0;
@@ -54,7 +54,7 @@ fn rounded(x: &[f32]) -> Vec<f32> {
             .map(|v| (v * inverse).round_ties_even() * scale)
             .collect()
     };
-    x.chunks(32).flat_map(block).collect()
+    x.chunks(group).flat_map(block).collect()
 }
 
 fn product(x: &[f32], m: usize, weights: Weights<'_>) -> Vec<f32> {
@@ -93,7 +93,7 @@ proptest! {
             in_width: k,
         };
         let together = product(&x, m, weights);
-        check(&together, &expected(&rounded(&x), &dense, k), 2e-6 * k as f32);
+        check(&together, &expected(&rounded(&x, block), &dense, k), 2e-6 * k as f32);
         // Half a step of 1/127 for each element, of which few go the same way.
         check(&together, &expected(&x, &dense, k), 0.02 * (k as f32).sqrt());
         let alone: Vec<f32> = x.chunks(k).flat_map(|x| product(x, 1, weights)).collect();

@@ -3,17 +3,19 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _MM_HINT_T0, _mm_add_ps, _mm_cvtph_ps, _mm_cvtsi32_si128,
-    _mm_cvtsi64_si128, _mm_cvtss_f32, _mm_movehl_ps, _mm_movelh_ps, _mm_prefetch, _mm_srli_epi16,
-    _mm_srli_si128, _mm_unpackhi_ps, _mm_unpacklo_ps, _mm256_abs_epi8, _mm256_add_epi16,
-    _mm256_add_epi32, _mm256_and_si256, _mm256_castps256_ps128, _mm256_castsi256_si128,
-    _mm256_cmpeq_epi8, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps,
-    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_madd_epi16,
-    _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_or_si256, _mm256_permute2x128_si256,
-    _mm256_set_m128i, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_sign_epi8, _mm256_slli_epi16,
-    _mm256_srli_epi16, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi32,
-    _mm256_unpacklo_epi64,
+    __m128i, __m256, __m256i, _MM_HINT_T0, _mm_add_ps, _mm_movehl_ps, _mm_movelh_ps, _mm_prefetch,
+    _mm_slli_epi16, _mm_srai_epi16, _mm_srli_epi16, _mm_srli_si128, _mm_unpackhi_ps,
+    _mm_unpacklo_ps, _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256,
+    _mm256_broadcastsi128_si256, _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cmpeq_epi8,
+    _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_extractf128_ps,
+    _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_mullo_epi16, _mm256_or_si256,
+    _mm256_permute2x128_si256, _mm256_set_m128i, _mm256_set1_epi8, _mm256_set1_epi16,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_si256,
+    _mm256_shuffle_epi8, _mm256_shuffle_epi32, _mm256_sign_epi8, _mm256_slli_epi16,
+    _mm256_srli_epi16, _mm256_srli_epi32, _mm256_srlv_epi32, _mm256_unpackhi_epi8,
+    _mm256_unpackhi_epi16, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi8,
+    _mm256_unpacklo_epi16, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
 };
 
 use super::Isa;
@@ -115,6 +117,101 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn words(self, values: &[i16; 16]) -> __m256i {
+        bytemuck::cast(*values)
+    }
+
+    #[inline(always)]
+    fn word_array(self, words: __m256i) -> [i16; 16] {
+        bytemuck::cast(words)
+    }
+
+    #[inline(always)]
+    fn word_bytes(self, words: __m256i) -> __m256i {
+        words
+    }
+
+    #[inline(always)]
+    fn twice(self, words: __m256i) -> [__m256i; 2] {
+        unsafe {
+            let low = _mm256_unpacklo_epi16(words, words);
+            let high = _mm256_unpackhi_epi16(words, words);
+            [
+                _mm256_permute2x128_si256::<0x20>(low, high),
+                _mm256_permute2x128_si256::<0x31>(low, high),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn multiply_words(self, words: __m256i, by: i16) -> __m256i {
+        unsafe { _mm256_mullo_epi16(words, _mm256_set1_epi16(by)) }
+    }
+
+    #[inline(always)]
+    fn even_and_odd(self, bytes: &[u8; 16]) -> __m256i {
+        let pairs: __m128i = bytemuck::cast(*bytes);
+        unsafe {
+            let even = _mm_srai_epi16::<8>(_mm_slli_epi16::<8>(pairs));
+            _mm256_set_m128i(_mm_srai_epi16::<8>(pairs), even)
+        }
+    }
+
+    #[inline(always)]
+    fn six_bits(self, bytes: &[u8; 16]) -> [__m256i; 2] {
+        const LOW: i32 = 0x3f3f_3f3f;
+        const HALF: i32 = 0x0f0f_0f0f;
+        const HIGH: i32 = 0x3030_3030;
+        unsafe {
+            let both = _mm256_broadcastsi128_si256(bytemuck::cast(*bytes));
+            // Scales and minima, the first four and the others of each.
+            let low = _mm256_srlv_epi32(
+                _mm256_shuffle_epi32::<0b11_10_11_01>(both),
+                _mm256_setr_epi32(0, 0, 0, 4, 0, 0, 0, 4),
+            );
+            let masks = _mm256_setr_epi32(LOW, HALF, LOW, HALF, LOW, HALF, LOW, HALF);
+            let high = _mm256_srli_epi32::<2>(_mm256_shuffle_epi32::<0b10_10_01_01>(both));
+            let others = _mm256_setr_epi32(0, HIGH, 0, HIGH, 0, HIGH, 0, HIGH);
+            let bytes =
+                _mm256_or_si256(_mm256_and_si256(low, masks), _mm256_and_si256(high, others));
+            [
+                _mm256_unpacklo_epi8(bytes, _mm256_setzero_si256()),
+                _mm256_unpackhi_epi8(bytes, _mm256_setzero_si256()),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn spread<const INDEX: usize>(self, words: __m256i) -> __m256i {
+        let at = const { [2 * INDEX as u8, 2 * INDEX as u8 + 1] };
+        unsafe { _mm256_shuffle_epi8(words, _mm256_set1_epi16(i16::from_le_bytes(at))) }
+    }
+
+    #[inline(always)]
+    fn repeat_words(self, two: &[i16; 2]) -> __m256i {
+        unsafe { _mm256_set1_epi32(bytemuck::cast(*two)) }
+    }
+
+    #[inline(always)]
+    fn word_pairs(self, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_madd_epi16(a, b) }
+    }
+
+    #[inline(always)]
+    fn int_totals(self, eight: [__m256i; 8]) -> __m256i {
+        let [a, b, c, d, e, f, g, h] = eight;
+        unsafe {
+            let (ab, cd) = (_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+            let (ef, gh) = (_mm256_hadd_epi32(e, f), _mm256_hadd_epi32(g, h));
+            let (top, bottom) = (_mm256_hadd_epi32(ab, cd), _mm256_hadd_epi32(ef, gh));
+            _mm256_add_epi32(
+                _mm256_permute2x128_si256::<0x20>(top, bottom),
+                _mm256_permute2x128_si256::<0x31>(top, bottom),
+            )
+        }
+    }
+
+    #[inline(always)]
     fn zero(self) -> __m256i {
         unsafe { _mm256_setzero_si256() }
     }
@@ -208,19 +305,8 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn widen_eight(self, values: &[u8; 8]) -> __m256 {
-        let bytes = i64::from_le_bytes(*values);
-        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bytes))) }
-    }
-
-    #[inline(always)]
     fn halves(self, bits: &[u16; 8]) -> __m256 {
         unsafe { _mm256_cvtph_ps(bytemuck::cast(*bits)) }
-    }
-
-    #[inline(always)]
-    fn half(self, bits: u16) -> f32 {
-        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
     }
 
     #[inline(always)]

@@ -1,87 +1,75 @@
-//! Products with quantised matrices, in integers: eight weight rows at a time,
-//! each in a lane of its own, so that a block's sum is exact whatever is
-//! multiplied beside it.
+//! Products with integers that have a scale for every block: a block is summed in
+//! integers.
 
-use super::{Columns, GROUP, ahead};
+use std::marker::PhantomData;
+
+use super::{Eights, GROUP, ahead};
 use crate::model::kernels::{
-    activations::{IntegerTile, PER_TILE, TILE},
-    formats::{BLOCK, Quantized, each_block},
+    activations::{Activations, IntegerTile, PER_TILE},
+    formats::{BLOCK, Quantized},
     isa::Isa,
 };
 
 /// Activation rows multiplied together: as many sums as fit the registers.
 const ROWS: usize = 3;
-/// Activation rows for which a tile is unpacked once.
-const CHUNK: usize = 64;
 /// Pieces of four elements, which are a lane.
 const QUADS: usize = BLOCK / 4;
 
 /// A tile of eight weight rows: what lies together is one lane of each.
 #[repr(align(32))]
-struct Tile {
+pub(super) struct Tile<F> {
     q: [[[u8; BLOCK]; QUADS]; PER_TILE],
-    /// Of the blocks' parts, one after the other.
-    scales: [[f32; GROUP]; 2 * PER_TILE],
-    offsets: [[f32; GROUP]; 2 * PER_TILE],
+    scales: [[f32; GROUP]; PER_TILE],
+    offsets: [[f32; GROUP]; PER_TILE],
+    format: PhantomData<F>,
 }
 
-impl Tile {
-    const EMPTY: Self = Self {
+impl<F: Quantized> Tile<F> {
+    pub(super) const EMPTY: Self = Self {
         q: [[[0; BLOCK]; QUADS]; PER_TILE],
-        scales: [[0.0; GROUP]; 2 * PER_TILE],
-        offsets: [[0.0; GROUP]; 2 * PER_TILE],
+        scales: [[0.0; GROUP]; PER_TILE],
+        offsets: [[0.0; GROUP]; PER_TILE],
+        format: PhantomData,
     };
 
-    /// Takes the `index`th tile of some rows; gives the blocks that it has. Asks for as
-    /// much of what comes after the rows, little by little: all at once would have to wait.
+    /// Takes the `index`th tile of some rows; gives the blocks that it has.
     #[inline(always)]
-    fn unpack<F: Quantized, I: Isa>(
+    fn unpack<I: Isa>(
         &mut self,
         isa: I,
         (rows, next): (&[&[F::Stored]; GROUP], &[u8]),
         index: usize,
     ) -> usize {
-        let per_tile = PER_TILE / F::BLOCKS;
-        let (from, to) = (index * per_tile, rows[0].len().min((index + 1) * per_tile));
+        let (from, to) = (index * PER_TILE, rows[0].len().min((index + 1) * PER_TILE));
         let mut here = [&[][..]; GROUP];
         for (here, row) in here.iter_mut().zip(rows) {
             *here = &row[from..to];
         }
-        self.unpack_scales::<F, I>(isa, &here);
-        for i in 0..to - from {
-            each_block!(F, BLOCK_OF => {
-                let block = (from + i) * F::BLOCKS + BLOCK_OF;
-                isa.prefetch(ahead(next, block, GROUP * size_of::<F::Stored>() / F::BLOCKS));
-                let mut rows = [isa.repeat(&[0; 4]); GROUP];
-                for (row, here) in rows.iter_mut().zip(&here) {
-                    *row = F::integers::<I, BLOCK_OF>(isa, &here[i]);
-                }
-                let quads = isa.transpose(rows);
-                for (to, quad) in self.q[i * F::BLOCKS + BLOCK_OF].iter_mut().zip(quads) {
-                    *to = isa.store(quad);
-                }
-            });
+        self.unpack_scales(isa, &here);
+        for (i, q) in self.q[..to - from].iter_mut().enumerate() {
+            isa.prefetch(ahead(next, from + i, GROUP * size_of::<F::Stored>()));
+            let mut rows = [isa.repeat(&[0; 4]); GROUP];
+            for (row, here) in rows.iter_mut().zip(&here) {
+                *row = F::integers(isa, &here[i]);
+            }
+            for (to, quad) in q.iter_mut().zip(isa.transpose(rows)) {
+                *to = isa.store(quad);
+            }
         }
-        (to - from) * F::BLOCKS
+        to - from
     }
 
     #[inline(always)]
-    fn unpack_scales<F: Quantized, I: Isa>(&mut self, isa: I, rows: &[&[F::Stored]; GROUP]) {
-        let mut scales = [[[0.0; 8]; GROUP]; 2];
+    fn unpack_scales<I: Isa>(&mut self, isa: I, rows: &[&[F::Stored]; GROUP]) {
+        let mut scales = [[0.0; 8]; GROUP];
         let mut offsets = scales;
         for (row, stored) in rows.iter().enumerate() {
             let own = F::scales(isa, stored);
-            for part in 0..F::PARTS {
-                scales[part][row] = own.scales[part];
-                offsets[part][row] = own.offsets[part];
-            }
+            (scales[row], offsets[row]) = (own.scales, own.offsets);
         }
-        for part in 0..F::PARTS {
-            let at = part * PER_TILE..(part + 1) * PER_TILE;
-            transpose(isa, &scales[part], &mut self.scales[at.clone()]);
-            if !F::SIGNED {
-                transpose(isa, &offsets[part], &mut self.offsets[at]);
-            }
+        transpose(isa, &scales, &mut self.scales);
+        if !F::SIGNED {
+            transpose(isa, &offsets, &mut self.offsets);
         }
     }
 }
@@ -97,40 +85,22 @@ fn transpose<I: Isa>(isa: I, rows: &[[f32; 8]; 8], to: &mut [[f32; 8]]) {
     }
 }
 
-/// Computes the columns.
-#[inline(always)]
-pub(super) fn compute<F: Quantized, I: Isa>(mut columns: Columns<'_>, isa: I) {
-    let width = columns.weights.in_width;
-    let row_bytes = columns.weights.bytes_of(width);
-    let weights = &columns.weights.bytes[columns.first * row_bytes..];
-    let mut tile = Tile::EMPTY;
-    let mut sums = vec![isa.splat(0.0); columns.out.len().min(CHUNK)];
-    for (chunk, out) in columns.out.chunks_mut(CHUNK).enumerate() {
-        let sums = &mut sums[..out.len()];
-        let last = out[0].len() - 1;
-        for column in (0..=last).step_by(GROUP) {
-            // Where there are fewer than eight rows, the last stands in.
-            let mut rows = [&[][..]; GROUP];
-            for (g, row) in rows.iter_mut().enumerate() {
-                let at = last.min(column + g) * row_bytes;
-                *row = F::stored(&weights[at..at + row_bytes]);
-            }
-            let next = weights
-                .get((column + GROUP) * row_bytes..)
-                .unwrap_or_default();
-            sums.fill(isa.splat(0.0));
-            for index in 0..width.div_ceil(TILE) {
-                let blocks = tile.unpack::<F, I>(isa, (&rows, next), index);
-                let x = columns.x.integers.tiles(index, chunk * CHUNK);
-                tile_sums::<F, I>(isa, (&tile, blocks), x, sums);
-            }
-            for (out, sums) in out.iter_mut().zip(&*sums) {
-                let out = &mut out[column..=last.min(column + GROUP - 1)];
-                match out.as_mut_array() {
-                    Some(out) => *out = isa.array(*sums),
-                    None => out.copy_from_slice(&isa.array(*sums)[..out.len()]),
-                }
-            }
+impl<F: Quantized> Eights for Tile<F> {
+    #[inline(always)]
+    fn add<I: Isa>(
+        &mut self,
+        isa: I,
+        (weights, next): (&[&[u8]; GROUP], &[u8]),
+        (x, first): (&Activations, usize),
+        sums: &mut [I::Floats],
+    ) {
+        let mut rows = [&[][..]; GROUP];
+        for (row, weights) in rows.iter_mut().zip(weights) {
+            *row = F::stored(weights);
+        }
+        for index in 0..rows[0].len().div_ceil(PER_TILE) {
+            let blocks = self.unpack(isa, (&rows, next), index);
+            tile_sums(isa, (self, blocks), x.integers.tiles(index, first), sums);
         }
     }
 }
@@ -140,7 +110,7 @@ pub(super) fn compute<F: Quantized, I: Isa>(mut columns: Columns<'_>, isa: I) {
 #[inline(always)]
 fn tile_sums<F: Quantized, I: Isa>(
     isa: I,
-    weights: (&Tile, usize),
+    weights: (&Tile<F>, usize),
     x: &[IntegerTile],
     sums: &mut [I::Floats],
 ) {
@@ -171,41 +141,36 @@ fn tile_sums<F: Quantized, I: Isa>(
 #[inline(always)]
 fn multiply<F: Quantized, I: Isa, const R: usize>(
     isa: I,
-    (weights, blocks): (&Tile, usize),
+    (weights, blocks): (&Tile<F>, usize),
     x: &[IntegerTile; R],
     sums: &mut [I::Floats; R],
 ) {
     let mut local = *sums;
-    let quads = QUADS / F::PARTS;
     for block in 0..blocks.min(PER_TILE) {
-        for part in 0..F::PARTS {
-            let products = block_products::<F, I, R>(isa, weights, x, (block, part * quads));
-            let at = block * F::PARTS + part;
-            let scales = isa.floats(&weights.scales[at]);
+        let products = block_products::<F, I, R>(isa, weights, x, block);
+        let scales = isa.floats(&weights.scales[block]);
+        for r in 0..R {
+            let scale = isa.multiply(scales, isa.splat(x[r].scales[block]));
+            local[r] = isa.fma(scale, isa.ints_to_floats(products[r]), local[r]);
+        }
+        if !F::SIGNED {
+            let offsets = isa.floats(&weights.offsets[block]);
             for r in 0..R {
-                let scale = isa.multiply(scales, isa.splat(x[r].scales[block]));
-                local[r] = isa.fma(scale, isa.ints_to_floats(products[r]), local[r]);
-            }
-            if !F::SIGNED {
-                let offsets = isa.floats(&weights.offsets[at]);
-                for r in 0..R {
-                    let sum = x[r].sums[block][part + F::PARTS / 2];
-                    local[r] = isa.fma(offsets, isa.splat(sum), local[r]);
-                }
+                local[r] = isa.fma(offsets, isa.splat(x[r].sums[block]), local[r]);
             }
         }
     }
     *sums = local;
 }
 
-/// The integer products of one block's part, whose first quad is `first`.
+/// The integer products of one block.
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
 fn block_products<F: Quantized, I: Isa, const R: usize>(
     isa: I,
-    weights: &Tile,
+    weights: &Tile<F>,
     x: &[IntegerTile; R],
-    (block, first): (usize, usize),
+    block: usize,
 ) -> [I::Ints; R] {
     let pairs = |quad: usize, w: I::Bytes, r: usize| {
         let x = isa.repeat(&x[r].q[block][quad]);
@@ -217,8 +182,8 @@ fn block_products<F: Quantized, I: Isa, const R: usize>(
     };
     let zero = isa.zero();
     let mut ints = [zero; R];
-    let mut quad = first;
-    while quad < first + QUADS / F::PARTS {
+    let mut quad = 0;
+    while quad < QUADS {
         let w = isa.bytes(&weights.q[block][quad]);
         let mut words = [pairs(quad, w, 0); R];
         for r in 1..R {
