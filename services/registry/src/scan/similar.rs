@@ -1,6 +1,9 @@
 //! Cosines of decoder rows with a direction.
 
-use std::io;
+use std::{
+    io,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use super::{SaeFile, top::Top};
 
@@ -40,13 +43,16 @@ struct State {
 pub fn similar(sae: &SaeFile, query: Query<'_>) -> io::Result<Vec<Neighbour>> {
     let width = sae.width();
     let norm = dot(query.direction, query.direction).sqrt();
+    let squares = sae.object.squares(sae.layout.d_sae as usize);
     let states = sae.visit(BLOCK_BYTES, |state: &mut State, block| {
         let first = block.start;
         let bytes = sae.layout.decoder_range(block);
         let rows = sae.floats(&bytes, &mut state.room)?;
         let top = state.top.get_or_insert_with(|| Top::new(query.top_k));
-        for (index, row) in (first..).zip(rows.chunks_exact(width)) {
-            let (product, square) = (dot(query.direction, row), dot(row, row));
+        let squares = squares.get(first as usize..).unwrap_or_default();
+        let rows = rows.chunks_exact(width).zip(squares);
+        for (index, (row, known)) in (first..).zip(rows) {
+            let (product, square) = (dot(query.direction, row), square(row, known));
             if square > 0.0 && Some(index) != query.except {
                 top.push(product / (norm * square.sqrt()), index);
             }
@@ -67,8 +73,19 @@ pub fn similar(sae: &SaeFile, query: Query<'_>) -> io::Result<Vec<Neighbour>> {
         .collect())
 }
 
-/// Their product. One sum at a time: with two in one loop the compiler makes neither fast, and
-/// the second time a row is in the core's first cache.
+/// ‖row‖², kept when it was computed first.
+fn square(row: &[f32], known: &AtomicU32) -> f32 {
+    let square = f32::from_bits(known.load(Ordering::Relaxed));
+    if square > 0.0 {
+        return square;
+    }
+    let square = dot(row, row);
+    known.store(square.to_bits(), Ordering::Relaxed);
+    square
+}
+
+/// Their product. One sum in a loop by itself, which the compiler makes fast; not so two.
+#[inline(never)]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0_f32; LANES];
     let (a, a_rest) = a.as_chunks::<LANES>();

@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::FileExt,
     sync::{
         OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -37,6 +37,7 @@ pub struct Object {
     /// For each block, the milliseconds from `opened` until [`Object::view`] may no longer take
     /// it for good. 0: it was not looked at.
     trusted: Vec<AtomicU64>,
+    squares: OnceLock<Vec<AtomicU32>>,
 }
 
 /// Stored bytes that are not what was written.
@@ -59,6 +60,7 @@ impl Object {
             mapped: OnceLock::new(),
             opened: Instant::now(),
             trusted: (0..blocks).map(|_| AtomicU64::new(0)).collect(),
+            squares: OnceLock::new(),
         }
     }
 
@@ -75,6 +77,13 @@ impl Object {
     /// Its checksums.
     pub(super) fn sums(&self) -> &Sums {
         &self.sums
+    }
+
+    /// Room to keep a number for each of its `rows`, 0 at first: an object never changes, so what
+    /// was computed of a row once need not be again.
+    pub fn squares(&self, rows: usize) -> &[AtomicU32] {
+        self.squares
+            .get_or_init(|| (0..rows).map(|_| AtomicU32::new(0)).collect())
     }
 
     /// Its length in bytes.
@@ -125,7 +134,7 @@ impl Object {
     }
 
     /// The bytes of `range` where the system keeps them, for readers of whole objects. Blocks that
-    /// were not found good within [`TRUST`] are read into `room` and checked first: a disk that
+    /// were not found good in the last ten minutes are read into `room` and checked first: a disk that
     /// cannot read is an error there, and what is read in place comes out of memory.
     pub fn view(&self, range: &Range<u64>, room: &mut Vec<u8>) -> io::Result<&[u8]> {
         self.view_at(range, room, self.opened.elapsed())
