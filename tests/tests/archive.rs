@@ -166,6 +166,111 @@ async fn what_is_exported_comes_back_identical() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cavs_for_other_programs_have_the_same_bits() {
+    let fixture = Fixture::load("gemma2");
+    let services = Services::with_imports(&fixture, WorkerOptions::default()).await;
+    let direction = |layer: usize| v1::CavDirection {
+        hook_name: format!("blocks.{layer}.hook_resid_post"),
+        vector: Some(v1::Vector {
+            name: String::new(),
+            values: vec![1e-40, -0.0, 0.1, layer as f32 * -1e12, f32::MIN_POSITIVE],
+        }),
+        ..v1::CavDirection::default()
+    };
+    let request = |name: &str, layers: &[usize]| v1::CreateCavRequest {
+        name: name.to_owned(),
+        model_id: MODEL.to_owned(),
+        directions: layers.iter().map(|layer| direction(*layer)).collect(),
+        ..v1::CreateCavRequest::default()
+    };
+    let (several, first) = (request("sev\u{e9}ral", &[1, 2, 12]), request("first", &[0]));
+    services.client.create_cav(several).await.expect("stored");
+    services.client.create_cav(first).await.expect("stored");
+    let folder = tempfile::tempdir().expect("folder");
+    let exported = folder.path().join("export");
+    json(&services.registry.url, &["export", &path_text(&exported)]).await;
+    let manifest = fs::read(exported.join("manifest.json")).expect("manifest");
+    let manifest: Value = serde_json::from_slice(&manifest).expect("JSON");
+
+    let data = TempDir::new().expect("folder");
+    let other = start_registry(&data).await;
+    let (mut torch, mut gguf) = (0, 0);
+    for cav in manifest["cavs"].as_array().expect("CAVs") {
+        let directions = cav["directions"].as_array().expect("directions");
+        let (files, one) = (
+            cav["copies"].as_array().expect("files"),
+            directions.len() == 1,
+        );
+        let vectors = files.split_at(directions.len());
+        for (file, direction) in vectors.0.iter().zip(directions) {
+            let path = path_text(&exported.join(file["path"].as_str().expect("path")));
+            let place = ["--hook", direction["hook_name"].as_str().expect("hook")];
+            let import = [&["cavs", "import", &path, "--model", MODEL][..], &place].concat();
+            let imported = json(&other.url, &import).await["cavs"][0].clone();
+            assert!(
+                path.ends_with(".pt") && imported["name"] == cav["name"],
+                "{imported}"
+            );
+            assert!(
+                !one || imported["digest"] == cav["digest"],
+                "{imported} {cav}"
+            );
+            torch += 1;
+        }
+        for file in vectors.1 {
+            let path = path_text(&exported.join(file["path"].as_str().expect("path")));
+            let imported = json(&other.url, &["cavs", "import", &path]).await["cavs"][0].clone();
+            assert_eq!(imported["digest"], cav["digest"], "{imported} {cav}");
+            assert_eq!(imported["model_id"], cav["model_id"]);
+            gguf += 1;
+        }
+    }
+    let cavs = fixture.cases.cavs.labels.len();
+    // llama.cpp takes no direction of layer 0.
+    assert_eq!((torch, gguf), (cavs + 4, cavs + 1));
+
+    // Several in one file, and what is refused.
+    let labels: Vec<&str> = fixture
+        .cases
+        .cavs
+        .labels
+        .iter()
+        .map(String::as_str)
+        .collect();
+    let out = path_text(&folder.path().join("all.pt"));
+    let export = [
+        &["cavs", "export", "--format", "pt", "--out", &out][..],
+        &labels,
+    ]
+    .concat();
+    let document = json(&services.registry.url, &export).await;
+    assert_eq!(document["labels"], json!(labels));
+    let place = ["--hook", document["hook_name"].as_str().expect("hook")];
+    let import = [&["cavs", "import", &out, "--model", MODEL][..], &place].concat();
+    let imported = json(&other.url, &import).await;
+    for (imported, name) in imported["cavs"]
+        .as_array()
+        .expect("CAVs")
+        .iter()
+        .zip(&labels)
+    {
+        let own = json(&services.registry.url, &["cavs", "show", name]).await;
+        assert_eq!(imported["digest"], own["cav"]["digest"], "{name}");
+    }
+    for (names, what) in [(&labels[..2], "is one CAV"), (&["first"], "from 1 on")] {
+        let export = ["cavs", "export", "--format", "gguf", "--out", &out];
+        let output = run(&services.registry.url, &[&export[..], names].concat()).await;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            !output.status.success() && stderr.contains(what),
+            "{stderr}"
+        );
+    }
+    other.stop().await;
+    services.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_changed_or_is_not_whole_is_refused() {
     let fixture = Fixture::load("gemma2");
     let services = Services::with_imports(&fixture, WorkerOptions::default()).await;

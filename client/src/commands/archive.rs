@@ -7,6 +7,7 @@
 //! | `saes/…/labels.jsonl` | labels and candidates, as `steer labels import` reads them |
 //! | `saes/…/statistics-….jsonl` | one version of feature statistics |
 //! | `cavs/….safetensors` | one direction of a CAV, as `steer cavs import` reads it |
+//! | `cavs/….pt`, `cavs/….gguf` | the same numbers for other programs; not read again |
 
 mod export;
 mod files;

@@ -20,6 +20,8 @@ use crate::{
 };
 
 pub(super) mod export;
+pub(super) mod gguf;
+pub(super) mod torch;
 mod train;
 
 /// Manage concept activation vectors (CAVs).

@@ -1,8 +1,8 @@
 //! Reading all features of an SAE once, in parallel: what they find in activations,
 //! once or over a whole corpus, and which of them write alike. Numbers and one file; no wire, no store.
 //!
-//! The file is read, and checked, in blocks into buffers that stay in a core's cache, so that
-//! a scan takes little more than the memory needs to deliver it.
+//! The numbers are taken where the system keeps the file, after a check of each block now and
+//! then (`Object::view`), so that a scan takes little more than the memory needs to deliver it.
 
 mod encode;
 mod gather;
@@ -15,14 +15,15 @@ use rayon::prelude::*;
 
 use crate::{
     canonical::{Architecture, Layout},
-    vectors::{Object, Shared},
+    vectors::Shared,
 };
 
 pub use encode::{Encoded, Input, encode};
 pub use gather::{Gathered, Rows};
 pub use similar::{Neighbour, Query, similar};
 
-const F32: u64 = size_of::<f32>() as u64;
+// Objects are used in place.
+const _: () = assert!(cfg!(target_endian = "little"));
 
 /// An SAE's canonical file, open.
 #[derive(Debug, Clone)]
@@ -33,45 +34,6 @@ pub struct SaeFile {
     pub layout: Layout,
 }
 
-/// Reusable room for rows that follow each other, and the blocks around them.
-#[derive(Debug, Default)]
-struct Buffer {
-    values: Vec<f32>,
-    /// Bytes of the object that `values` are.
-    held: Range<u64>,
-}
-
-impl Buffer {
-    /// Reads little-endian floats. A block that two calls in a row want a part of is read once.
-    fn read(&mut self, object: &Object, bytes: &Range<u64>) -> io::Result<&[f32]> {
-        let index = |len: u64| usize::try_from(len / F32).map_err(io::Error::other);
-        let blocks = object.blocks(bytes);
-        let held = std::mem::take(&mut self.held);
-        let kept = if held.contains(&blocks.start) {
-            let kept = index(held.start.abs_diff(blocks.start))?..self.values.len();
-            self.values.copy_within(kept.clone(), 0);
-            kept.len()
-        } else {
-            0
-        };
-        self.values.resize(
-            index(blocks.end.saturating_sub(blocks.start))?.max(kept),
-            0.0,
-        );
-        let read = &mut self.values[kept..];
-        let start = blocks.start + kept as u64 * F32;
-        object.read_blocks(start, bytemuck::cast_slice_mut(read))?;
-        for value in read {
-            *value = f32::from_bits(u32::from_le(value.to_bits()));
-        }
-        self.held = blocks.start..blocks.start + self.values.len() as u64 * F32;
-        let start = index(bytes.start - blocks.start)?;
-        let end = start + index(bytes.end - bytes.start)?;
-        let values = self.values.get(start..end);
-        values.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
-    }
-}
-
 impl SaeFile {
     fn width(&self) -> usize {
         self.layout.d_in as usize
@@ -79,6 +41,12 @@ impl SaeFile {
 
     fn scalar_count(&self) -> usize {
         self.layout.architecture.scalar_count()
+    }
+
+    /// Floats of the file. `room` is for checking them.
+    fn floats(&self, bytes: &Range<u64>, room: &mut Vec<u8>) -> io::Result<&[f32]> {
+        let bytes = self.object.view(bytes, room)?;
+        bytemuck::try_cast_slice(bytes).map_err(|error| io::Error::other(error.to_string()))
     }
 
     fn architecture(&self) -> Architecture {

@@ -267,6 +267,9 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 pub trait LabelReader: Send {
     /// Keys of SAEs, ascending.
     async fn sae_keys(&mut self, filter: &SaeFilter) -> Result<Vec<i64>>;
+    /// Those of some SAEs in which a text may start with this one, ascending; and whether the first
+    /// of these may be the very text. One look at an index for each SAE, and at nothing else.
+    async fn saes_with_text(&mut self, saes: &[i64], text: &str) -> Result<Vec<(i64, bool)>>;
     /// Labels by SAE, text and key.
     async fn labels_by_text(&mut self, texts: LabelTexts<'_>) -> Result<Vec<LabelRecord>>;
     /// Labels by key, in any order, without those that are gone; candidates too.

@@ -7,6 +7,7 @@
 mod bucket;
 mod cache;
 mod folder;
+mod mapped;
 mod object;
 mod source;
 pub mod sums;
@@ -36,7 +37,7 @@ pub use object::{Damaged, Object, examine, is_damage};
 pub use source::Source;
 pub use writer::{ObjectWriter, StagedObject};
 
-/// Objects kept open; each holds a file and up to 1 MB of checksums.
+/// Objects kept open; each holds a file, and for a large one some MB about its blocks.
 const OPEN_MAX: usize = 64;
 /// Things that can be locked at once without getting in each other's way.
 const LOCKS: usize = 64;

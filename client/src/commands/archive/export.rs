@@ -16,7 +16,11 @@ use super::{
 };
 use crate::{
     cli::Globals,
-    commands::cavs::export::{Export, to_safetensors},
+    commands::cavs::{
+        export::{Export, to_safetensors},
+        gguf::{layer, to_gguf},
+        torch::to_torch,
+    },
     failure::hinted,
     output, progress,
 };
@@ -26,9 +30,11 @@ const PAGE_SIZE: u32 = 1000;
 
 /// Write everything that the registry holds to a folder of plain files.
 ///
-/// SAEs as safetensors, their labels and feature statistics as JSON lines, CAVs as safetensors,
-/// every version of each that was not deleted, and a manifest with the SHA-256 of each file. Nothing is held in memory but
-/// the manifest. With `--sae NAME` it is that SAE's newest version only, without CAVs.
+/// SAEs as safetensors, their labels and feature statistics as JSON lines, CAVs as safetensors and,
+/// for other programs, as .pt files and (where they are at outputs of layers) GGUF control vectors,
+/// every version of each that was not deleted, and a manifest with the SHA-256 of each file.
+/// Nothing is held in memory but the manifest. With `--sae NAME` it is that SAE's newest version
+/// only, without CAVs.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 `steer import` brings it back: the same digests, labels, statistics and versions. The files
@@ -269,22 +275,43 @@ fn export_cav(folder: &Path, number: usize, cav: v1::Cav) -> anyhow::Result<CavE
         training,
         delete_time: _, // those are not exported
     } = cav;
-    let mut written = Vec::new();
+    let place = format!("cavs/{}", file_name(number, &name));
+    let write = |path: String, bytes: &[u8]| {
+        let mut file = Writing::create(folder, path)?;
+        file.write(bytes)?;
+        file.finish()
+    };
+    let (mut written, mut copies) = (Vec::new(), Vec::new());
+    let mut vectors: Vec<(String, Vec<f32>)> = Vec::new();
     for direction in directions {
         let hook_name = direction.hook_name;
-        let export = Export {
+        let mut export = Export {
             hook_name: hook_name.clone(),
             model_id: model_id.clone(),
             labels: vec![name.clone()],
             rows: vec![direction.vector.unwrap_or_default().values],
         };
-        let path = format!("cavs/{}.{hook_name}.safetensors", file_name(number, &name));
-        let mut file = Writing::create(folder, path)?;
-        file.write(&to_safetensors(&export)?)?;
-        written.push(DirectionEntry {
-            hook_name,
-            vector: file.finish()?,
-        });
+        let path = format!("{place}.{hook_name}.safetensors");
+        let vector = write(path, &to_safetensors(&export)?)?;
+        copies.push(write(
+            format!("{place}.{hook_name}.pt"),
+            &to_torch(&export)?,
+        )?);
+        vectors.extend(export.rows.pop().map(|values| (hook_name.clone(), values)));
+        written.push(DirectionEntry { hook_name, vector });
+    }
+    if vectors
+        .iter()
+        .all(|(hook_name, _)| layer(hook_name).is_some())
+    {
+        let vectors = vectors
+            .iter()
+            .map(|(hook, values)| (hook.as_str(), values.as_slice()));
+        let vectors: Vec<(&str, &[f32])> = vectors.collect();
+        copies.push(write(
+            format!("{place}.gguf"),
+            &to_gguf(&name, &model_id, &vectors)?,
+        )?);
     }
     Ok(CavEntry {
         name,
@@ -294,5 +321,6 @@ fn export_cav(folder: &Path, number: usize, cav: v1::Cav) -> anyhow::Result<CavE
         created_at: created_at.map(|time| time.to_string()),
         training: training.map(|training| hex(&training.encode_to_vec())),
         directions: written,
+        copies,
     })
 }

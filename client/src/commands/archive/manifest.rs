@@ -76,6 +76,9 @@ pub(super) struct CavEntry {
     /// The contract's message `CavTraining` in hex: JSON would round its numbers.
     pub(super) training: Option<String>,
     pub(super) directions: Vec<DirectionEntry>,
+    /// The same vectors for other programs. Not imported: the files above say all that these do.
+    #[serde(default)]
+    pub(super) copies: Vec<FileEntry>,
 }
 
 /// A CAV's vector at one hook point.
@@ -120,6 +123,7 @@ impl Manifest {
         }
         for cav in &self.cavs {
             files.extend(cav.directions.iter().map(|direction| &direction.vector));
+            files.extend(&cav.copies);
         }
         files
     }

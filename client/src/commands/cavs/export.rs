@@ -7,18 +7,23 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use steering_client::{Client, v1};
 
+use super::{gguf::to_gguf, torch::to_torch};
 use crate::{failure::hinted, output};
 
 /// Write CAVs to a file that `steer cavs import` reads.
 ///
 /// A safetensors file has the tensor `cavs` [n, d] in float32 and the metadata `labels` (a
-/// JSON list), `hook_name` and `model_id`. A JSON file is a list of {"label", "cav"}; import
-/// it with --hook and --model.
+/// JSON list), `hook_name` and `model_id`. A JSON file is a list of {"label", "cav"}, a .pt file
+/// the notebook's {"cavs", "labels"} for torch.load: import both with --hook and --model. A GGUF
+/// file is a control vector for llama.cpp and repeng: one CAV at the output of layers, whose
+/// import names it by the file. No format keeps where a CAV came from or how it was trained;
+/// `steer export` does.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   steer cavs export rec.sport.baseball --out baseball.safetensors
-  steer cavs export sci.space sci.med --out science.json --format json")]
+  steer cavs export sci.space sci.med --out cavs.pt --format pt
+  steer cavs export rec.sport.baseball --out baseball.gguf --format gguf")]
 pub(super) struct ExportArgs {
     /// Names, or NAME@DIGEST; all of one width, at one hook point.
     #[arg(required = true)]
@@ -29,7 +34,7 @@ pub(super) struct ExportArgs {
     /// Format of the file.
     #[arg(long, value_enum, default_value_t = Format::Safetensors)]
     format: Format,
-    /// Hook point, where a CAV has directions at several.
+    /// Hook point, where a CAV has directions at several. A GGUF file can hold all of them.
     #[arg(long, value_name = "HOOK")]
     hook: Option<String>,
 }
@@ -39,6 +44,8 @@ pub(super) struct ExportArgs {
 enum Format {
     Safetensors,
     Json,
+    Pt,
+    Gguf,
 }
 
 /// What goes into the file.
@@ -70,10 +77,17 @@ pub(super) async fn run(args: ExportArgs, client: &Client, json: bool) -> anyhow
     for name in &args.names {
         cavs.push(client.get_cav(name).await?);
     }
-    let export = collect(cavs, args.hook.as_deref())?;
-    let bytes = match args.format {
-        Format::Safetensors => to_safetensors(&export)?,
-        Format::Json => to_json(&export)?,
+    let (export, bytes) = match args.format {
+        Format::Gguf => control_vector(cavs, args.hook.as_deref())?,
+        format => {
+            let export = collect(cavs, args.hook.as_deref())?;
+            let bytes = match format {
+                Format::Json => to_json(&export)?,
+                Format::Pt => to_torch(&export)?,
+                Format::Safetensors | Format::Gguf => to_safetensors(&export)?,
+            };
+            (export, bytes)
+        }
     };
     write_whole(&args.out, &bytes)
         .with_context(|| format!("cannot write {}", args.out.display()))?;
@@ -130,6 +144,44 @@ fn collect(cavs: Vec<v1::Cav>, hook: Option<&str>) -> anyhow::Result<Export> {
         export.rows.push(values);
     }
     Ok(export)
+}
+
+/// The vectors of one CAV as a GGUF file; and what is to be said of it.
+fn control_vector(cavs: Vec<v1::Cav>, hook: Option<&str>) -> anyhow::Result<(Export, Vec<u8>)> {
+    let Ok([cav]) = <[v1::Cav; 1]>::try_from(cavs) else {
+        return Err(hinted(
+            "a GGUF control vector is one CAV".to_owned(),
+            "export them to separate files",
+        ));
+    };
+    let v1::Cav {
+        name,
+        model_id,
+        mut directions,
+        ..
+    } = cav;
+    directions.retain(|direction| hook.is_none_or(|hook| direction.hook_name == hook));
+    anyhow::ensure!(
+        !directions.is_empty(),
+        "CAV {name:?} has no direction there"
+    );
+    let (hooks, rows): (Vec<String>, Vec<Vec<f32>>) = directions
+        .into_iter()
+        .map(|it| (it.hook_name, it.vector.unwrap_or_default().values))
+        .unzip();
+    let vectors = hooks
+        .iter()
+        .map(String::as_str)
+        .zip(rows.iter().map(Vec::as_slice));
+    let vectors: Vec<(&str, &[f32])> = vectors.collect();
+    let bytes = to_gguf(&name, &model_id, &vectors)?;
+    let export = Export {
+        hook_name: hooks.join(","),
+        model_id,
+        labels: vec![name],
+        rows,
+    };
+    Ok((export, bytes))
 }
 
 /// The file that `steer cavs import` reads. Written here, since the library writes metadata

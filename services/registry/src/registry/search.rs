@@ -74,6 +74,8 @@ struct Search {
     query: Query,
     /// Keys of SAEs, ascending.
     saes: Vec<i64>,
+    /// Those of them in which a text may start with the one looked for, and whether one may be it.
+    with_text: Vec<(i64, bool)>,
     page: Page,
 }
 
@@ -90,14 +92,23 @@ impl Registry {
             } => vec![key],
             ref filter => reader.sae_keys(filter).await?,
         };
+        let query = Query::new(&search.text);
+        let first = search
+            .behind
+            .as_ref()
+            .map_or(Match::Exact, |place| place.kind);
+        let with_text = match first {
+            Match::Exact | Match::Prefix => reader.saes_with_text(&saes, query.text()).await?,
+            Match::Words | Match::Part | Match::Near => Vec::new(),
+        };
         let mut work = Search {
             reader,
-            query: Query::new(&search.text),
+            query,
             saes,
+            with_text,
             page: Page::new(&search),
         };
         let mut behind = search.behind;
-        let first = behind.as_ref().map_or(Match::Exact, |place| place.kind);
         for kind in Match::ALL.into_iter().filter(|kind| *kind >= first) {
             let behind = behind.take();
             if kind == Match::Near && behind.is_none() && work.page.found() {
@@ -120,18 +131,21 @@ impl Registry {
 
 impl Search {
     async fn by_text(&mut self, kind: Match, mut behind: Option<Place>) -> Result<()> {
+        let saes = self.with_text.iter();
+        let saes = saes.filter(|(_, may_be_it)| *may_be_it || kind == Match::Prefix);
+        let saes: Vec<i64> = saes.map(|(sae, _)| *sae).collect();
         // SAEs that were not begun yet.
         let mut rest = match &behind {
-            Some(place) => self.saes.partition_point(|&sae| sae <= place.sae),
+            Some(place) => saes.partition_point(|&sae| sae <= place.sae),
             None => 0,
         };
-        loop {
+        while behind.is_some() || rest < saes.len() {
             let within = behind.as_ref().map(|place| [place.sae]);
             let limit = self.page.wanted();
             let labels = self
                 .reader
                 .labels_by_text(LabelTexts {
-                    saes: within.as_ref().map_or(&self.saes[rest..], |sae| &sae[..]),
+                    saes: within.as_ref().map_or(&saes[rest..], |sae| &sae[..]),
                     text: self.query.text(),
                     exact: kind == Match::Exact,
                     after: behind.as_ref().map(|place| (&*place.folded, place.key)),
@@ -151,9 +165,10 @@ impl Search {
                 (false, _) => last,
             };
             if let Some(place) = &behind {
-                rest = self.saes.partition_point(|&sae| sae <= place.sae);
+                rest = saes.partition_point(|&sae| sae <= place.sae);
             }
         }
+        Ok(())
     }
 
     async fn by_words(

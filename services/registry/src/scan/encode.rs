@@ -8,7 +8,7 @@ use std::io;
 use ndarray::{Array2, ArrayView2, linalg::general_mat_mul};
 use steering_proto::payload::{Activation, InputNormalization};
 
-use super::{Buffer, SaeFile, top::Top};
+use super::{SaeFile, top::Top};
 use crate::canonical::Architecture;
 
 /// Bytes of encoder rows multiplied at once.
@@ -59,8 +59,7 @@ impl Block<'_> {
 
 #[derive(Default)]
 struct Room<S> {
-    encoder: Buffer,
-    scalars: Buffer,
+    checking: Vec<u8>,
     products: Vec<f32>,
     state: S,
 }
@@ -83,8 +82,8 @@ pub(super) fn encode_blocks<S: Default + Send>(
     let rooms = sae.visit(BLOCK_BYTES, |room: &mut Room<S>, block| {
         let first = block.start;
         let [encoder, scalars] = sae.layout.encoder_ranges(block);
-        let rows = room.encoder.read(&sae.object, &encoder)?;
-        let scalars = room.scalars.read(&sae.object, &scalars)?;
+        let rows = sae.floats(&encoder, &mut room.checking)?;
+        let scalars = sae.floats(&scalars, &mut room.checking)?;
         let rows =
             ArrayView2::from_shape((rows.len() / width, width), rows).map_err(io::Error::other)?;
         let products = std::mem::take(&mut room.products);

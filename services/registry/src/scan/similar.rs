@@ -1,8 +1,11 @@
 //! Cosines of decoder rows with a direction.
 
-use std::io;
+use std::{
+    io,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
-use super::{Buffer, SaeFile, top::Top};
+use super::{SaeFile, top::Top};
 
 /// Bytes read at once: half of a small second-level cache.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -31,7 +34,7 @@ pub struct Neighbour {
 
 #[derive(Default)]
 struct State {
-    buffer: Buffer,
+    room: Vec<u8>,
     top: Option<Top<u32>>,
 }
 
@@ -39,14 +42,17 @@ struct State {
 /// Rows of zeros have none and are left out.
 pub fn similar(sae: &SaeFile, query: Query<'_>) -> io::Result<Vec<Neighbour>> {
     let width = sae.width();
-    let norm = sums(query.direction, query.direction).0.sqrt();
+    let norm = dot(query.direction, query.direction).sqrt();
+    let squares = sae.object.squares(sae.layout.d_sae as usize);
     let states = sae.visit(BLOCK_BYTES, |state: &mut State, block| {
         let first = block.start;
         let bytes = sae.layout.decoder_range(block);
-        let rows = state.buffer.read(&sae.object, &bytes)?;
+        let rows = sae.floats(&bytes, &mut state.room)?;
         let top = state.top.get_or_insert_with(|| Top::new(query.top_k));
-        for (index, row) in (first..).zip(rows.chunks_exact(width)) {
-            let (product, square) = sums(query.direction, row);
+        let squares = squares.get(first as usize..).unwrap_or_default();
+        let rows = rows.chunks_exact(width).zip(squares);
+        for (index, (row, known)) in (first..).zip(rows) {
+            let (product, square) = (dot(query.direction, row), square(row, known));
             if square > 0.0 && Some(index) != query.except {
                 top.push(product / (norm * square.sqrt()), index);
             }
@@ -67,20 +73,30 @@ pub fn similar(sae: &SaeFile, query: Query<'_>) -> io::Result<Vec<Neighbour>> {
         .collect())
 }
 
-/// `direction · row` and ‖row‖².
-fn sums(direction: &[f32], row: &[f32]) -> (f32, f32) {
-    let (mut products, mut squares) = ([0.0_f32; LANES], [0.0_f32; LANES]);
-    let (d, d_rest) = direction.as_chunks::<LANES>();
-    let (r, r_rest) = row.as_chunks::<LANES>();
-    for (d, r) in d.iter().zip(r) {
+/// ‖row‖², kept when it was computed first.
+fn square(row: &[f32], known: &AtomicU32) -> f32 {
+    let square = f32::from_bits(known.load(Ordering::Relaxed));
+    if square > 0.0 {
+        return square;
+    }
+    let square = dot(row, row);
+    known.store(square.to_bits(), Ordering::Relaxed);
+    square
+}
+
+/// Their product. One sum in a loop by itself, which the compiler makes fast; not so two.
+#[inline(never)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0_f32; LANES];
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a.iter().zip(b) {
         for lane in 0..LANES {
-            products[lane] += d[lane] * r[lane];
-            squares[lane] += r[lane] * r[lane];
+            sums[lane] += a[lane] * b[lane];
         }
     }
-    for (lane, (d, r)) in d_rest.iter().zip(r_rest).enumerate() {
-        products[lane] += d * r;
-        squares[lane] += r * r;
+    for (lane, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
+        sums[lane] += a * b;
     }
-    (products.iter().sum(), squares.iter().sum())
+    sums.iter().sum()
 }

@@ -5,15 +5,26 @@ use std::{
     io::{self, Read},
     ops::Range,
     os::unix::fs::FileExt,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use sha2::{Digest, Sha256};
 use steering_proto::payload::hex;
 
-use super::sums::{BLOCK_LEN, Sums, SumsBuilder};
+use super::{
+    mapped::Mapped,
+    sums::{BLOCK_LEN, Sums, SumsBuilder},
+};
 
 /// Bytes read at once where an object is read from end to end.
 const STEP: usize = 1 << 20;
+/// How long [`Object::view`] takes a block for good that was: long enough that checking costs
+/// nothing beside reading, and a bound for how long damage done meanwhile can stay unnoticed there.
+const TRUST: Duration = Duration::from_secs(10 * 60);
 
 /// An object on this machine, and the checksums of its blocks.
 #[derive(Debug)]
@@ -21,6 +32,12 @@ pub struct Object {
     digest: String,
     file: File,
     sums: Sums,
+    mapped: OnceLock<Mapped>,
+    opened: Instant,
+    /// For each block, the milliseconds from `opened` until [`Object::view`] may no longer take
+    /// it for good. 0: it was not looked at.
+    trusted: Vec<AtomicU64>,
+    squares: OnceLock<Vec<AtomicU32>>,
 }
 
 /// Stored bytes that are not what was written.
@@ -35,7 +52,16 @@ pub struct Damaged {
 impl Object {
     /// An object's file with its checksums.
     pub fn new(digest: String, file: File, sums: Sums) -> Self {
-        Self { digest, file, sums }
+        let blocks = sums.object_len().div_ceil(BLOCK_LEN);
+        Self {
+            digest,
+            file,
+            sums,
+            mapped: OnceLock::new(),
+            opened: Instant::now(),
+            trusted: (0..blocks).map(|_| AtomicU64::new(0)).collect(),
+            squares: OnceLock::new(),
+        }
     }
 
     /// SHA-256 (hex) of its bytes.
@@ -51,6 +77,13 @@ impl Object {
     /// Its checksums.
     pub(super) fn sums(&self) -> &Sums {
         &self.sums
+    }
+
+    /// Room to keep a number for each of its `rows`, 0 at first: an object never changes, so what
+    /// was computed of a row once need not be again.
+    pub fn squares(&self, rows: usize) -> &[AtomicU32] {
+        self.squares
+            .get_or_init(|| (0..rows).map(|_| AtomicU32::new(0)).collect())
     }
 
     /// Its length in bytes.
@@ -99,6 +132,44 @@ impl Object {
             .get(start..start + len)
             .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
+
+    /// The bytes of `range` where the system keeps them, for readers of whole objects. Blocks that
+    /// were not found good in the last ten minutes are read into `room` and checked first: a disk that
+    /// cannot read is an error there, and what is read in place comes out of memory.
+    pub fn view(&self, range: &Range<u64>, room: &mut Vec<u8>) -> io::Result<&[u8]> {
+        self.view_at(range, room, self.opened.elapsed())
+    }
+
+    fn view_at(&self, range: &Range<u64>, room: &mut Vec<u8>, now: Duration) -> io::Result<&[u8]> {
+        let narrow = |len: u64| usize::try_from(len).map_err(io::Error::other);
+        let bytes = narrow(range.start)?..narrow(range.end)?;
+        let blocks = self.blocks(range);
+        let indices = narrow(blocks.start / BLOCK_LEN)?..narrow(blocks.end.div_ceil(BLOCK_LEN))?;
+        let trusted = self.trusted.get(indices);
+        let trusted = trusted.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let now_millis = millis(now);
+        if trusted
+            .iter()
+            .any(|until| until.load(Ordering::Relaxed) <= now_millis)
+        {
+            room.resize(narrow(blocks.end.saturating_sub(blocks.start))?, 0);
+            self.read_blocks(blocks.start, room)?;
+            let until = millis(now.saturating_add(TRUST));
+            trusted
+                .iter()
+                .for_each(|block| block.store(until, Ordering::Relaxed));
+        }
+        let mapped = match self.mapped.get() {
+            Some(mapped) => mapped,
+            None => {
+                let mapped = Mapped::new(&self.file)?;
+                self.mapped.get_or_init(|| mapped)
+            }
+        };
+        let found = mapped.bytes().get(bytes);
+        found.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
 }
 
 /// SHA-256 (hex) and block checksums of everything that a reader gives.
@@ -121,4 +192,47 @@ pub fn examine(mut reader: impl Read) -> io::Result<(String, Sums)> {
 pub fn is_damage(error: &io::Error) -> bool {
     let inner = error.get_ref();
     inner.is_some_and(|inner| inner.downcast_ref::<Damaged>().is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_is_checked_first_and_again_after_a_while() {
+        let file = tempfile::tempfile().expect("file");
+        let bytes: Vec<u8> = (0..50_000_u32).map(|i| (i % 251) as u8).collect();
+        file.write_all_at(&bytes, 0).expect("write");
+        let (digest, sums) = examine(&bytes[..]).expect("checksums");
+        let object = Object::new(digest, file, sums);
+        let mut room = Vec::new();
+        let mut view = |range: &Range<u64>, now| {
+            let found = object.view_at(range, &mut room, now);
+            found.map(<[u8]>::to_vec).map_err(|error| is_damage(&error))
+        };
+        let (second, last) = (20_000..20_010, 49_990..50_000);
+        let expected =
+            |range: &Range<u64>| bytes[range.start as usize..range.end as usize].to_vec();
+        assert_eq!(view(&second, Duration::ZERO), Ok(expected(&second)));
+        let write = |byte, at| object.file().write_all_at(&[byte], at).expect("write");
+        write(!bytes[49_999], 49_999);
+        write(!bytes[20_011], 20_011);
+        assert_eq!(view(&last, Duration::ZERO), Err(true), "seen at once");
+        assert_eq!(
+            view(&last, Duration::ZERO),
+            Err(true),
+            "and not trusted then"
+        );
+        let before = TRUST - Duration::from_millis(1);
+        assert_eq!(view(&second, before), Ok(expected(&second)), "trusted");
+        assert_eq!(view(&second, TRUST), Err(true), "not for ever");
+        write(bytes[20_011], 20_011);
+        assert_eq!(view(&second, TRUST), Ok(expected(&second)));
+        assert_eq!(view(&(49_990..50_001), Duration::ZERO), Err(true));
+        assert_eq!(
+            view(&(70_000..70_001), Duration::ZERO),
+            Err(false),
+            "behind the end"
+        );
+    }
 }

@@ -47,6 +47,21 @@ impl LabelReader for Reader {
         .await?)
     }
 
+    async fn saes_with_text(&mut self, saes: &[i64], text: &str) -> Result<Vec<(i64, bool)>> {
+        Ok(sqlx::query_as(
+            "SELECT s.id, l.start = left($2, 256) FROM unnest($1::bigint[]) s (id) \
+             CROSS JOIN LATERAL (SELECT left(folded, 256) AS start FROM labels \
+             WHERE sae = s.id AND left(folded, 256) >= left($2, 256) \
+             ORDER BY sae, left(folded, 256), id LIMIT 1) l \
+             WHERE l.start < left($2, 256) || $3 ORDER BY s.id",
+        )
+        .bind(saes)
+        .bind(text)
+        .bind(prefix_end(""))
+        .fetch_all(&mut *self.0)
+        .await?)
+    }
+
     async fn labels_by_text(&mut self, texts: LabelTexts<'_>) -> Result<Vec<LabelRecord>> {
         let LabelTexts {
             saes,

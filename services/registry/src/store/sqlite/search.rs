@@ -54,6 +54,19 @@ impl LabelReader for Reader {
         .await?)
     }
 
+    async fn saes_with_text(&mut self, saes: &[i64], text: &str) -> Result<Vec<(i64, bool)>> {
+        Ok(sqlx::query_as(
+            "SELECT sae, folded = ?2 FROM (SELECT s.value AS sae, (SELECT l.folded FROM labels l \
+             INDEXED BY labels_text WHERE l.sae = s.value AND l.folded >= ?2 ORDER BY l.folded \
+             LIMIT 1) AS folded FROM json_each(?1) s) WHERE folded < ?3 ORDER BY sae",
+        )
+        .bind(json(saes))
+        .bind(text)
+        .bind(prefix_end(text))
+        .fetch_all(&mut *self.0)
+        .await?)
+    }
+
     async fn labels_by_text(&mut self, texts: LabelTexts<'_>) -> Result<Vec<LabelRecord>> {
         let LabelTexts {
             saes,
