@@ -49,9 +49,8 @@ pub fn similar(sae: &SaeFile, query: Query<'_>) -> io::Result<Vec<Neighbour>> {
         let bytes = sae.layout.decoder_range(block);
         let rows = sae.floats(&bytes, &mut state.room)?;
         let top = state.top.get_or_insert_with(|| Top::new(query.top_k));
-        let squares = squares.get(first as usize..).unwrap_or_default();
-        let rows = rows.chunks_exact(width).zip(squares);
-        for (index, (row, known)) in (first..).zip(rows) {
+        for (index, row) in (first..).zip(rows.chunks_exact(width)) {
+            let known = squares.and_then(|squares| squares.get(index as usize));
             let (product, square) = (dot(query.direction, row), square(row, known));
             if square > 0.0 && Some(index) != query.except {
                 top.push(product / (norm * square.sqrt()), index);
@@ -74,13 +73,15 @@ pub fn similar(sae: &SaeFile, query: Query<'_>) -> io::Result<Vec<Neighbour>> {
 }
 
 /// ‖row‖², kept when it was computed first.
-fn square(row: &[f32], known: &AtomicU32) -> f32 {
-    let square = f32::from_bits(known.load(Ordering::Relaxed));
+fn square(row: &[f32], known: Option<&AtomicU32>) -> f32 {
+    let square = known.map_or(0.0, |known| f32::from_bits(known.load(Ordering::Relaxed)));
     if square > 0.0 {
         return square;
     }
     let square = dot(row, row);
-    known.store(square.to_bits(), Ordering::Relaxed);
+    if let Some(known) = known {
+        known.store(square.to_bits(), Ordering::Relaxed);
+    }
     square
 }
 

@@ -80,10 +80,13 @@ impl Object {
     }
 
     /// Room to keep a number for each of its `rows`, 0 at first: an object never changes, so what
-    /// was computed of a row once need not be again.
-    pub fn squares(&self, rows: usize) -> &[AtomicU32] {
-        self.squares
-            .get_or_init(|| (0..rows).map(|_| AtomicU32::new(0)).collect())
+    /// was computed of a row once need not be again. None for another number of rows than the
+    /// first who asked had: the same bytes may be divided otherwise.
+    pub fn squares(&self, rows: usize) -> Option<&[AtomicU32]> {
+        let all = self
+            .squares
+            .get_or_init(|| (0..rows).map(|_| AtomicU32::new(0)).collect());
+        (all.len() == rows).then_some(all)
     }
 
     /// Its length in bytes.
@@ -197,6 +200,19 @@ pub fn is_damage(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_kept_for_one_division_into_rows() {
+        let (digest, sums) = examine(&[0; 64][..]).expect("checksums");
+        let object = Object::new(digest, tempfile::tempfile().expect("file"), sums);
+        let kept = object.squares(4).expect("the first");
+        kept[3].store(7, Ordering::Relaxed);
+        assert!(object.squares(8).is_none());
+        assert_eq!(
+            object.squares(4).expect("again")[3].load(Ordering::Relaxed),
+            7
+        );
+    }
 
     #[test]
     fn a_view_is_checked_first_and_again_after_a_while() {
