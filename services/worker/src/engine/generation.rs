@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use super::{
-    Event, Finish, FinishReason, SamplingPlan, TokenEvent,
+    Choice, Event, Finish, FinishReason, SamplingPlan, TokenEvent,
     sampler::{Sampler, kl_divergence},
     sequence::{Sequence, Work},
 };
-use crate::text::{IncrementalDecoder, StopMatcher, TextCodec};
+use crate::{
+    model::{Best, Logits},
+    text::{IncrementalDecoder, StopMatcher, TextCodec},
+};
 
 /// What a sequence that writes needs beyond its tokens.
 #[derive(Debug)]
@@ -20,12 +23,15 @@ pub(super) struct Generation {
     context_length: usize,
     /// Report the divergence from the unsteered model.
     kl_divergence: bool,
+    /// Whether the model is better asked for the most likely token than for logits.
+    takes_best: bool,
 }
 
 impl Generation {
     pub(super) fn new(
         sampling: Arc<SamplingPlan>,
         kl_divergence: bool,
+        takes_best: bool,
         codec: &Arc<TextCodec>,
         context_length: usize,
     ) -> Self {
@@ -36,6 +42,16 @@ impl Generation {
             sampling,
             context_length,
             kl_divergence,
+            takes_best,
+        }
+    }
+
+    /// What the next token is chosen by. Of a twin only all logits will do.
+    pub(super) fn logits(&self, lanes: usize) -> Logits {
+        if self.takes_best && lanes == 1 && self.sampling.takes_most_likely() {
+            Logits::Best
+        } else {
+            Logits::Last
         }
     }
 
@@ -66,7 +82,7 @@ impl Generation {
 impl Sequence {
     /// Chooses the next token from the logits of the last one, and those of the
     /// unsteered twin if there is one; or ends, if a stop condition fired.
-    pub(super) fn write(&mut self, logits: &[&[f32]]) -> Result<(), String> {
+    pub(super) fn write(&mut self, logits: &[&[f32]], best: Option<Best>) -> Result<(), String> {
         let Work::Generate(generation) = &mut self.work else {
             return Ok(());
         };
@@ -79,9 +95,16 @@ impl Sequence {
             [steered, unsteered] => kl_divergence(steered, unsteered),
             _ => 0.0, // without interventions there is no twin, and no difference
         });
-        let choice = generation
-            .sampler
-            .choose(logits[0], &self.tokens, &generation.sampling);
+        let choice = match best {
+            Some(Best { token_id, logprob }) => Choice {
+                token_id,
+                logprob,
+                top: Vec::new(),
+            },
+            None => generation
+                .sampler
+                .choose(logits[0], &self.tokens, &generation.sampling),
+        };
         let id = choice.token_id;
         self.tokens.push(id);
         let mut reason = generation.end_after(id, self.tokens.len(), self.prompt_len);

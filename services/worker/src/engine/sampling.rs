@@ -164,6 +164,14 @@ impl GenerationDefaults {
 }
 
 impl SamplingPlan {
+    /// Whether the next token is the most likely one, and no other's probability is
+    /// reported.
+    pub(super) fn takes_most_likely(&self) -> bool {
+        self.strategy == Strategy::Greedy
+            && self.repetition_penalty == 1.0
+            && self.top_logprobs == 0
+    }
+
     /// Every value in effect, as the wire has it.
     pub fn to_wire(&self) -> v1::Sampling {
         let (do_sample, temperature, top_k, top_p, min_p) = match self.strategy {

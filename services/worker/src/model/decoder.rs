@@ -1,11 +1,15 @@
 //! The decoder stack.
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::{DType, Device, Result, Tensor};
 use steering_proto::{HookPoint, Site};
 
 use super::{
-    Batch, Hook, ModelConfig,
+    Batch, Best, Hook, ModelConfig, Scores,
     attention::Attention,
+    gpu::GpuDecoder,
+    kernels::{argmax, log_sum_exp},
     kv_cache::{KvCache, KvShape},
     layers::{Linear, Mlp, RmsNorm, add},
     matrix::Matrix,
@@ -26,6 +30,8 @@ pub struct Model {
     pub(super) layers: Vec<Layer>,
     pub(super) norm: RmsNorm,
     pub(super) head: Linear,
+    /// Instead of all this, where there is one. One step at a time.
+    pub(super) gpu: Option<Mutex<GpuDecoder>>,
 }
 
 /// One decoder layer.
@@ -90,16 +96,25 @@ impl Model {
         }
     }
 
-    /// Reads a batch of tokens. `logits` becomes `[rows, vocab_size]`, one row
-    /// per token whose logits the batch asks for; a step's are megabytes, so that
-    /// its memory is worth keeping for the next.
+    /// Whether [`super::Logits::Best`] is cheaper than logits: where they would have to be
+    /// copied from a device.
+    pub fn prefers_best(&self) -> bool {
+        self.gpu.is_some()
+    }
+
+    /// Reads a batch of tokens. `scores` is overwritten; a step's are megabytes, so
+    /// that its memory is worth keeping for the next.
     pub fn forward(
         &self,
         batch: &Batch,
         cache: &mut KvCache,
         hook: &mut dyn Hook,
-        logits: &mut Vec<f32>,
+        scores: &mut Scores,
     ) -> Result<()> {
+        if let Some(gpu) = &self.gpu {
+            let mut gpu = gpu.lock().unwrap_or_else(PoisonError::into_inner);
+            return gpu.forward(self, batch, cache, hook, scores);
+        }
         let step = Step::new(batch, self.layers.len())?;
         let mut pass = Pass {
             rotations: self.rotations(&step)?,
@@ -112,7 +127,18 @@ impl Model {
         for index in 0..self.layers.len() {
             x = pass.layer(index, x)?;
         }
-        self.logits(&x, &batch.logit_rows(), logits)
+        scores.best.clear();
+        let best = batch.best_rows();
+        if !best.is_empty() {
+            self.logits(&x, &best, &mut scores.logits)?;
+            let rows = scores.logits.chunks_exact(self.config.vocab_size);
+            scores.best.extend(rows.map(|row| {
+                let token_id = argmax(row);
+                let logprob = row[token_id as usize] - log_sum_exp(row);
+                Best { token_id, logprob }
+            }));
+        }
+        self.logits(&x, &batch.logit_rows(), &mut scores.logits)
     }
 
     /// Logit lens of a direction: `W_U · norm(direction)` with the final norm

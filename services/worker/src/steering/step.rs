@@ -1,6 +1,6 @@
 //! The programs of all sequences of one step, as one hook.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use steering_proto::{
     HookPoint,
     intervention::Token,
@@ -14,7 +14,7 @@ use super::{
     program::{Entry, Purpose},
     state::Touch,
 };
-use crate::model::Hook;
+use crate::model::{Edited, Hook, RowEdit};
 
 /// A sequence's part in one step.
 #[derive(Debug)]
@@ -84,6 +84,65 @@ impl Hook for StepHook<'_> {
             .to_dtype(x.dtype())
             .map(Some)
     }
+
+    fn edits(
+        &self,
+        point: HookPoint,
+        chunks: &[usize],
+        device: &Device,
+    ) -> Result<Option<Vec<RowEdit>>> {
+        let mut edits = Vec::new();
+        let mut first = 0;
+        for &chunk in chunks {
+            let participant = &self.participants[chunk];
+            let program = participant.program;
+            if program.touches(point) && !program.only_edits(point) {
+                return Ok(None);
+            }
+            for (index, entry) in entries(program, &participant.tokens, point) {
+                edits.push(RowEdit {
+                    row: first + index,
+                    edit: entry.row.on_device(device)?,
+                });
+            }
+            first += participant.tokens.len();
+        }
+        Ok(Some(edits))
+    }
+
+    fn edited(&mut self, point: HookPoint, chunks: &[usize], edited: &[Edited]) {
+        let mut edited = edited.iter();
+        for &chunk in chunks {
+            let Participant {
+                program,
+                state,
+                tokens,
+            } = &mut self.participants[chunk];
+            for (index, entry) in entries(program, tokens, point) {
+                let Some(Edited { delta_norm, norm }) = edited.next() else {
+                    return;
+                };
+                state.touches[entry.intervention].push(Touch {
+                    position: tokens[index].position,
+                    changed: *delta_norm > 0.0,
+                    relative_delta: delta_norm / norm.max(f32::MIN_POSITIVE),
+                });
+            }
+        }
+    }
+}
+
+/// The ungated edits of tokens at a hook point, token after token.
+fn entries<'a>(
+    program: &'a Program,
+    tokens: &'a [Token],
+    point: HookPoint,
+) -> impl Iterator<Item = (usize, &'a Entry)> {
+    let entries = program.entries(point);
+    tokens.iter().enumerate().flat_map(move |(index, token)| {
+        let applies = move |entry: &&Entry| entry.positions.contains(*token);
+        entries.iter().filter(applies).map(move |e| (index, e))
+    })
 }
 
 impl Participant<'_> {

@@ -68,16 +68,32 @@ fn logits_from_a_token_on_are_the_last_rows() {
                 chunks: vec![chunk],
             };
             // What was there before is gone.
-            let mut logits = vec![1.0; 3];
+            let mut scores = Scores {
+                logits: vec![1.0; 3],
+                best: vec![Best::default(); 2],
+            };
             let mut cache = model.new_cache(1);
-            let read = model.forward(&batch, &mut cache, &mut NoHook, &mut logits);
+            let read = model.forward(&batch, &mut cache, &mut NoHook, &mut scores);
             read.expect("forward");
-            bits(model, &logits)
+            if logits == Logits::Best {
+                let [best] = scores.best[..] else {
+                    panic!("one chunk has one best token");
+                };
+                let last: Vec<f32> = all[11].iter().map(|v| f32::from_bits(*v)).collect();
+                assert_eq!(best.token_id, argmax(&last), "{family}");
+                let sum: f64 = last.iter().map(|v| f64::from(*v).exp()).sum();
+                let logprob = f64::from(last[best.token_id as usize]) - sum.ln();
+                assert!((f64::from(best.logprob) - logprob).abs() < 1e-5, "{family}");
+            } else {
+                assert!(scores.best.is_empty());
+            }
+            bits(model, &scores.logits)
         };
         same(&rows(Logits::From(7)), &all[7..].to_vec(), family);
         same(&rows(Logits::Last), &all[11..].to_vec(), family);
         assert!(rows(Logits::From(12)).is_empty());
         assert!(rows(Logits::None).is_empty());
+        assert!(rows(Logits::Best).is_empty());
     });
 }
 
