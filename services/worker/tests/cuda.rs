@@ -5,9 +5,9 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
-use candle_core::Device;
+use candle_core::{Device, safetensors};
 use steering_proto::{
     HookPoint, Site,
     intervention::{Edit, FeatureOperation, Intervention, Positions, StrengthUnit, Token},
@@ -25,19 +25,25 @@ use support::{
     decode::{Run, decode, decode_alone},
 };
 
+/// Those that the kernels take.
+const FITTING: [&str; 5] = ["gemma2", "gemma3", "llama_rope3", "smollm2", "qwen3"];
+
 fn gpu() -> Device {
     cuda_device(0).expect("a GPU")
 }
 
-fn load(fixture: &Fixture, device: &Device) -> Model {
-    let options = LoadOptions {
+fn options(device: &Device) -> LoadOptions {
+    LoadOptions {
         precision: Precision::Bf16,
         quantize: None,
         dequantize: false,
         map: true,
         device: device.clone(),
-    };
-    fixture.model("model/config.json", &options)
+    }
+}
+
+fn load(fixture: &Fixture, device: &Device) -> Model {
+    fixture.model("model/config.json", &options(device))
 }
 
 /// A sequence's part of a step.
@@ -215,7 +221,9 @@ fn logits_are_as_near_the_reference_as_those_of_the_cpu_in_bf16() {
     for family in FAMILIES {
         let fixture = Fixture::load(family);
         let (cpu, gpu) = (load(&fixture, &Device::Cpu), load(&fixture, &device));
-        assert!(gpu.prefers_best(), "{family} does not fit the kernels");
+        // Others' rows are no whole reads of 16 bytes: the tensor library has them.
+        let fits = FITTING.contains(&family);
+        assert_eq!(gpu.prefers_best(), fits, "{family}");
         let cases = &fixture.cases.cases;
         let mut runs: Vec<_> = cases
             .iter()
@@ -236,6 +244,45 @@ fn logits_are_as_near_the_reference_as_those_of_the_cpu_in_bf16() {
                 assert!(error <= 1.5 * on_cpu + 0.002, "{family}/{}", case.name);
             }
         }
+    }
+}
+
+/// Qwen 2 has biases; its fixture's MLP is cut to a width that the kernels take.
+#[test]
+fn biases_are_added() {
+    let fixture = Fixture::load("qwen2");
+    let folder = tempfile::tempdir().expect("folder");
+    let mut tensors = HashMap::new();
+    for file in fixture.weights() {
+        tensors.extend(safetensors::load(file, &Device::Cpu).expect("weights"));
+    }
+    for (name, tensor) in &mut tensors {
+        let axis = match name.rsplit('.').nth(1) {
+            Some("gate_proj" | "up_proj") => 0,
+            Some("down_proj") => 1,
+            _ => continue,
+        };
+        let cut = tensor.narrow(axis, 0, 48).and_then(|t| t.contiguous());
+        *tensor = cut.expect("cut");
+    }
+    let weights = folder.path().join("model.safetensors");
+    safetensors::save(&tensors, &weights).expect("saved");
+    let config = std::fs::read_to_string(fixture.dir.join("model/config.json")).expect("read");
+    let mut config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+    config["intermediate_size"] = 48.into();
+    let path = folder.path().join("config.json");
+    std::fs::write(&path, config.to_string()).expect("written");
+    let load = |device| {
+        let model = Model::load_hf(&path, std::slice::from_ref(&weights), &options(device));
+        model.expect("loads")
+    };
+    let (cpu, gpu) = (load(&Device::Cpu), load(&gpu()));
+    assert!(gpu.prefers_best());
+    for n in [9, 40] {
+        let prompt = tokens(&cpu, n, 1);
+        let (expected, _) = alone(&cpu, &Program::default(), &prompt);
+        let off = error(&alone(&gpu, &Program::default(), &prompt).0, &expected);
+        assert!(off < 0.05, "{n} tokens: off by {off}");
     }
 }
 
@@ -307,7 +354,7 @@ fn what_the_device_edits_equals_what_the_hook_edits() {
 #[test]
 fn few_rows_get_the_same_bits_in_any_company() {
     let device = gpu();
-    for family in FAMILIES {
+    for family in FITTING {
         let fixture = Fixture::load(family);
         let gpu = load(&fixture, &device);
         let edited = compile(&edits(&gpu));
@@ -364,7 +411,7 @@ fn many_rows_stay_near_few() {
 #[test]
 fn chunks_that_share_layers_get_the_same_bits() {
     let device = gpu();
-    for family in FAMILIES {
+    for family in FITTING {
         let fixture = Fixture::load(family);
         let gpu = load(&fixture, &device);
         let n_layers = gpu.config().layers.len();

@@ -135,6 +135,7 @@ impl GpuDecoder {
         hook: &mut dyn Hook,
         scores: &mut Scores,
     ) -> Result<()> {
+        self.gpu.bind()?;
         let n_layers = self.layers.len();
         let step = Step::new(batch, n_layers)?;
         let vocabulary = model.config.vocab_size as u32;

@@ -49,6 +49,8 @@ struct LayerCache {
     values: Tensor,
     /// Positions held, from row 0 on.
     held: Range<usize>,
+    /// Positions that there is room for.
+    capacity: usize,
     /// Where keys and values are on a GPU; else 0.
     addresses: [u64; 2],
 }
@@ -156,7 +158,7 @@ impl KvCache {
             let next = cache.held.end;
             bail!("slot {slot} continues at position {next}, not {start}");
         }
-        if start + n - cache.held.start > cache.capacity() {
+        if start + n - cache.held.start > cache.capacity {
             let first = cache
                 .held
                 .start
@@ -172,7 +174,7 @@ impl KvCache {
         let cache = &mut self.slots[slot][layer];
         let next = cache.held.end;
         let rows = rows_kept(self.shape.windows[layer], next);
-        if cache.capacity() > capacity_for(rows) {
+        if cache.capacity > capacity_for(rows) {
             let first = cache
                 .held
                 .start
@@ -193,7 +195,7 @@ impl KvCache {
     /// the positions that there is room for.
     pub(super) fn place(&self, slot: usize, layer: usize) -> ([u64; 2], usize, usize) {
         let cache = &self.slots[slot][layer];
-        (cache.addresses, cache.held.start, cache.capacity())
+        (cache.addresses, cache.held.start, cache.capacity)
     }
 }
 
@@ -251,17 +253,13 @@ impl KvShape {
 
 impl LayerCache {
     fn new(keys: Tensor, values: Tensor, held: Range<usize>) -> Self {
-        let addresses = [address(&keys), address(&values)];
         Self {
+            capacity: keys.dims()[1],
+            addresses: [address(&keys), address(&values)],
             keys,
             values,
             held,
-            addresses,
         }
-    }
-
-    fn capacity(&self) -> usize {
-        self.keys.dims()[1]
     }
 
     fn bytes(&self) -> usize {

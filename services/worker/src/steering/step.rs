@@ -1,5 +1,7 @@
 //! The programs of all sequences of one step, as one hook.
 
+use std::collections::BTreeSet;
+
 use candle_core::{DType, Device, Result, Tensor};
 use steering_proto::{
     HookPoint,
@@ -40,20 +42,24 @@ impl<'a> Participant<'a> {
 #[derive(Debug)]
 pub struct StepHook<'a> {
     participants: Vec<Participant<'a>>,
+    /// Where any of them reads or edits.
+    points: BTreeSet<HookPoint>,
 }
 
 impl<'a> StepHook<'a> {
     /// One participant per chunk of the batch, in the same order.
     pub fn new(participants: Vec<Participant<'a>>) -> Self {
-        Self { participants }
+        let points = participants.iter().flat_map(|p| p.program.points());
+        Self {
+            points: points.collect(),
+            participants,
+        }
     }
 }
 
 impl Hook for StepHook<'_> {
     fn wants(&self, point: HookPoint) -> bool {
-        self.participants
-            .iter()
-            .any(|participant| participant.program.touches(point))
+        self.points.contains(&point)
     }
 
     /// Rows without an edit come back bit for bit: every dtype of the model

@@ -55,6 +55,28 @@ __device__ __forceinline__ float block_sum(float x, float* scratch) {
     return sum;
 }
 
+// From compute capability 9.0 on, a kernel starts while the one before it still runs,
+// and lets the next start. What it does before it waits is limited to what no kernel
+// of the step writes: that is when weights come in. Every kernel waits, so that what
+// it waits for is all that was launched before it.
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void prefetch(const void* at) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+#endif
+}
+
 // ---- Simple passes over rows ----
 
 // What the simple kernels take; each says what it is there.
@@ -69,6 +91,8 @@ struct Simple {
 
 // Rows `with` of the matrix `from`, times a factor.
 extern "C" __global__ void gather(Simple s) {
+    let_next_start();
+    wait_for_previous();
     const bf16* row = (const bf16*)s.from + (u64)((const u32*)s.with)[blockIdx.x] * s.width;
     bf16* to = (bf16*)s.out + (u64)blockIdx.x * s.width;
     for (u32 i = threadIdx.x; i < s.width; i += blockDim.x) to[i] = narrow(wide(row[i]) * s.factor);
@@ -214,6 +238,12 @@ extern "C" __global__ void __launch_bounds__(1024) boundary(Boundary b) {
     __shared__ float scratch[32];
     const u64 at = (u64)blockIdx.x * b.width + 8 * threadIdx.x;
     const uint4 none = make_uint4(0, 0, 0, 0);
+    let_next_start();
+    if (8 * threadIdx.x < b.width) {
+        if (b.post_norm) prefetch(b.post_norm + 8 * threadIdx.x);
+        if (b.norm) prefetch(b.norm + 8 * threadIdx.x);
+    }
+    wait_for_previous();
     Row row;
     row.width = b.width;
     row.mine = 8 * threadIdx.x < b.width;
@@ -291,7 +321,8 @@ struct Operands {
 template <int TILES, int OUTPUT, int AHEAD>
 __device__ __forceinline__ void product(const Product& p) {
     constexpr int STREAMS = OUTPUT == GATED_MLP ? 2 : 1;
-    constexpr int WARPS = 8;
+    // PREFETCHED: how much more is on its way before the tokens are there.
+    constexpr int WARPS = 8, PREFETCHED = 8;
     __shared__ float sums[WARPS][STREAMS][TILES][128];
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4;
     const u32 row = blockIdx.x * 16 + group;
@@ -304,28 +335,46 @@ __device__ __forceinline__ void product(const Product& p) {
             w[s][half] = p.weights + (u64)(s * p.rows + min(row + 8 * half, p.rows - 1)) * p.inner;
     float acc[STREAMS][TILES][4] = {};
     Operands<STREAMS, TILES> next[AHEAD], now[AHEAD];
-    auto load = [&](u32 from) {
+    const u32 own = warp * 32 + lane % 4 * 8;
+    auto load_weights = [&](u32 from) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            u32 k = from + i * WARPS * 32 + warp * 32 + lane % 4 * 8;
-            bool inside = k < p.inner;
+            u32 k = from + i * WARPS * 32 + own;
 #pragma unroll
             for (int s = 0; s < STREAMS; s++)
 #pragma unroll
                 for (int half = 0; half < 2; half++)
-                    next[i].w[s][half] = inside ? __ldcs((const uint4*)(w[s][half] + k)) : zero;
+                    next[i].w[s][half] = k < p.inner ? __ldcs((const uint4*)(w[s][half] + k)) : zero;
+        }
+    };
+    auto load_tokens = [&](u32 from) {
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            u32 k = from + i * WARPS * 32 + own;
 #pragma unroll
             for (int t = 0; t < TILES; t++) {
                 u32 token = 8 * t + group;
-                next[i].x[t] = inside && token < p.m ? *(const uint4*)(p.x + (u64)token * p.inner + k) : zero;
+                bool inside = k < p.inner && token < p.m;
+                next[i].x[t] = inside ? *(const uint4*)(p.x + (u64)token * p.inner + k) : zero;
             }
         }
     };
-    load(0);
+    let_next_start();
+    load_weights(0);
+#pragma unroll
+    for (int i = AHEAD; i < AHEAD + PREFETCHED; i++) {
+        u32 k = i * WARPS * 32 + own;
+        if (k >= p.inner) break;
+#pragma unroll
+        for (int s = 0; s < STREAMS; s++) prefetch(w[s][0] + k), prefetch(w[s][1] + k);
+    }
+    wait_for_previous();
+    load_tokens(0);
     for (u32 k = 0; k < p.inner; k += AHEAD * WARPS * 32) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) now[i] = next[i];
-        load(k + AHEAD * WARPS * 32);
+        load_weights(k + AHEAD * WARPS * 32);
+        load_tokens(k + AHEAD * WARPS * 32);
 #pragma unroll
         for (int i = 0; i < AHEAD; i++)
 #pragma unroll
@@ -362,21 +411,19 @@ __device__ __forceinline__ void product(const Product& p) {
     }
 }
 
-// Blocks on a multiprocessor: registers enough for the next operands to be on their
-// way while these are multiplied.
-#define RESIDENT 2
-
-extern "C" __global__ void __launch_bounds__(256, RESIDENT) plain_8(Product p) { product<1, PLAIN, 4>(p); }
-extern "C" __global__ void __launch_bounds__(256, RESIDENT) plain_16(Product p) { product<2, PLAIN, 2>(p); }
-extern "C" __global__ void __launch_bounds__(256, RESIDENT) gated_8(Product p) { product<1, GATED_MLP, 2>(p); }
-extern "C" __global__ void __launch_bounds__(256, RESIDENT) gated_16(Product p) { product<2, GATED_MLP, 2>(p); }
-extern "C" __global__ void __launch_bounds__(256, RESIDENT) logits_8(Product p) { product<1, LOGITS, 4>(p); }
-extern "C" __global__ void __launch_bounds__(256, RESIDENT) logits_16(Product p) { product<2, LOGITS, 2>(p); }
+extern "C" __global__ void __launch_bounds__(256) plain_8(Product p) { product<1, PLAIN, 4>(p); }
+extern "C" __global__ void __launch_bounds__(256) plain_16(Product p) { product<2, PLAIN, 2>(p); }
+extern "C" __global__ void __launch_bounds__(256) gated_8(Product p) { product<1, GATED_MLP, 2>(p); }
+extern "C" __global__ void __launch_bounds__(256) gated_16(Product p) { product<2, GATED_MLP, 2>(p); }
+extern "C" __global__ void __launch_bounds__(256) logits_8(Product p) { product<1, LOGITS, 4>(p); }
+extern "C" __global__ void __launch_bounds__(256) logits_16(Product p) { product<2, LOGITS, 2>(p); }
 
 // ---- After products with many rows ----
 
 // The bias `with` is added to each row of `out`.
 extern "C" __global__ void add_bias(Simple s) {
+    let_next_start();
+    wait_for_previous();
     const bf16* bias = (const bf16*)s.with;
     bf16* row = (bf16*)s.out + (u64)blockIdx.x * s.width;
     for (u32 i = threadIdx.x; i < s.width; i += blockDim.x) row[i] = narrow(wide(row[i]) + wide(bias[i]));
@@ -384,6 +431,8 @@ extern "C" __global__ void add_bias(Simple s) {
 
 // `from` is [m, 2 * width], gates first.
 extern "C" __global__ void gate(Simple s) {
+    let_next_start();
+    wait_for_previous();
     const bf16* row = (const bf16*)s.from + (u64)blockIdx.x * 2 * s.width;
     bf16* to = (bf16*)s.out + (u64)blockIdx.x * s.width;
     for (u32 i = threadIdx.x; i < s.width; i += blockDim.x)
@@ -392,6 +441,8 @@ extern "C" __global__ void gate(Simple s) {
 
 // Rows of logits, in place; a row has many blocks.
 extern "C" __global__ void cap_logits(Simple s) {
+    let_next_start();
+    wait_for_previous();
     float* row = (float*)s.out + (u64)blockIdx.y * s.width;
     for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < s.width; i += gridDim.x * blockDim.x)
         row[i] = capped(row[i], s.factor);
@@ -428,6 +479,8 @@ struct Rotate {
 // as they are. Places behind the rows are other sequences that get a row's keys
 // and values too. A warp for each head.
 extern "C" __global__ void __launch_bounds__(128) rotate(Rotate r) {
+    let_next_start();
+    wait_for_previous();
     const u32 head = blockIdx.y * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
     const u32 n_all = r.n_heads + 2 * r.n_kv_heads;
     const bool is_query = head < r.n_heads, is_value = head >= r.n_heads + r.n_kv_heads;
@@ -511,7 +564,7 @@ struct Softmax {
 // among blocks, and the last to arrive adds up. E: elements of a head for each lane.
 template <int E>
 __device__ __forceinline__ void attention(const Attention& a) {
-    constexpr int WARPS = 4, HEADS = 2, AT_ONCE = 4;
+    constexpr int WARPS = 8, HEADS = 2, AT_ONCE = 4, PREFETCHED = 128;
     const float minus_infinity = __int_as_float(0xff800000);
     __shared__ float greatest[WARPS][HEADS], sums[WARPS][HEADS], values[WARPS][HEADS][E * 32];
     __shared__ u32 is_last;
@@ -525,10 +578,19 @@ __device__ __forceinline__ void attention(const Attention& a) {
     const u32 begin = a.window && end > a.window ? end - a.window : 0;
     const u32 split = a.split ? a.split : end - begin;
     const u32 n_splits = (end - begin + split - 1) / split;
-    if (blockIdx.y >= n_splits) return;
     const u32 from = begin + blockIdx.y * split, to = min(from + split, end);
     const bool mine = lane * E < a.head_dim;
     const u64 row_width = (u64)(a.n_heads + 2 * a.n_kv_heads) * a.head_dim;
+    const u64 base = ((u64)kv_head * span.capacity - span.first) * a.head_dim + lane * E;
+    let_next_start();
+    if (mine && blockIdx.y < n_splits) {
+        for (u32 p = from + warp; p < min(to, from + PREFETCHED); p += WARPS) {
+            prefetch(span.keys + base + (u64)p * a.head_dim);
+            prefetch(span.values + base + (u64)p * a.head_dim);
+        }
+    }
+    wait_for_previous();
+    if (blockIdx.y >= n_splits) return;
 
     float q[HEADS][E];
     Softmax<E> state[HEADS];
@@ -541,7 +603,6 @@ __device__ __forceinline__ void attention(const Attention& a) {
 #pragma unroll
         for (int i = 0; i < E; i++) state[h].values[i] = 0.0f;
     }
-    const u64 base = ((u64)kv_head * span.capacity - span.first) * a.head_dim + lane * E;
     for (u32 p = from + warp * AT_ONCE; p < to; p += WARPS * AT_ONCE) {
         float k[AT_ONCE][E], v[AT_ONCE][E];
 #pragma unroll
@@ -634,9 +695,9 @@ __device__ __forceinline__ void attention(const Attention& a) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_64(Attention a) { attention<2>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_128(Attention a) { attention<4>(a); }
-extern "C" __global__ void __launch_bounds__(128) attention_256(Attention a) { attention<8>(a); }
+extern "C" __global__ void __launch_bounds__(256) attention_64(Attention a) { attention<2>(a); }
+extern "C" __global__ void __launch_bounds__(256) attention_128(Attention a) { attention<4>(a); }
+extern "C" __global__ void __launch_bounds__(256) attention_256(Attention a) { attention<8>(a); }
 
 // ---- The most likely token ----
 
@@ -671,6 +732,8 @@ __device__ Best block_best(Best mine) {
 
 // Each block of a row of logits takes a stretch of it; `out` is [rows, blocks in x].
 extern "C" __global__ void __launch_bounds__(256) best_of_parts(Simple s) {
+    let_next_start();
+    wait_for_previous();
     const float* row = (const float*)s.from + (u64)blockIdx.y * s.width;
     const u32 stretch = (s.width + gridDim.x - 1) / gridDim.x;
     const u32 end = min((blockIdx.x + 1) * stretch, s.width);
@@ -685,6 +748,8 @@ extern "C" __global__ void __launch_bounds__(256) best_of_parts(Simple s) {
 
 // `from` is [rows, n].
 extern "C" __global__ void __launch_bounds__(32) best(Simple s) {
+    let_next_start();
+    wait_for_previous();
     const Best* parts = (const Best*)s.from + blockIdx.x * s.n;
     Best mine = {__int_as_float(0xff800000), 0.0f, 0xffffffffu, 0};
     for (u32 i = threadIdx.x; i < s.n; i += 32) mine = better(mine, parts[i]);

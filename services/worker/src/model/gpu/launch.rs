@@ -9,15 +9,12 @@ use candle_core::{
         CudaStorageSlice, WrapErr,
         cudarc::{
             cublas::{result::gemm_ex, sys as blas},
-            driver::{
-                CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig,
-                PushKernelArg, result, sys,
-            },
-            nvrtc::{CompileOptions, compile_ptx_with_opts},
+            driver::{CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, result, sys},
+            nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts},
         },
     },
 };
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// An address in the device's memory; 0 is none.
 pub(super) type Address = u64;
@@ -26,7 +23,9 @@ pub(super) type Address = u64;
 pub(super) struct Gpu {
     device: CudaDevice,
     stream: Arc<CudaStream>,
-    module: Arc<candle_core::cuda::cudarc::driver::CudaModule>,
+    module: Arc<CudaModule>,
+    /// Whether kernels may start before the one before them has ended.
+    overlaps: bool,
 }
 
 /// A kernel's grid and block.
@@ -38,21 +37,13 @@ impl std::fmt::Debug for Gpu {
     }
 }
 
-/// Parameters that a kernel takes as one struct.
+/// Parameters that a kernel takes as one struct: `repr(C)`, of addresses and numbers,
+/// laid out as the kernel's own.
 pub(super) trait Parameters: Copy {}
 
 /// A kernel that takes one struct.
 #[derive(Debug, Clone)]
 pub(super) struct Kernel(CudaFunction);
-
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Passed<P>(P);
-
-// SAFETY: `Parameters` are `repr(C)` structs of addresses and numbers, laid out as
-// the kernels' own.
-#[allow(unsafe_code)]
-unsafe impl<P: Parameters> DeviceRepr for Passed<P> {}
 
 /// A CUDA device whose tensors are used on one stream only, by whatever thread. Without
 /// that, every use of memory would be recorded in case another stream waits for it.
@@ -74,20 +65,12 @@ impl Gpu {
         if major < 8 {
             return Ok(None);
         }
-        let options = CompileOptions {
-            options: vec![
-                "--std=c++17".to_owned(),
-                format!("--gpu-architecture=compute_{major}{minor}"),
-            ],
-            ..CompileOptions::default()
-        };
-        let ptx = compile_ptx_with_opts(include_str!("kernels.cu"), options)
-            .map_err(|e| candle_core::Error::Msg(format!("kernels do not compile: {e:?}")))?;
-        let module = stream.context().load_module(ptx).w()?;
+        let module = stream.context().load_module(compiled(major, minor)?).w()?;
         Ok(Some(Self {
             device: device.clone(),
             stream,
             module,
+            overlaps: major >= 9,
         }))
     }
 
@@ -99,25 +82,46 @@ impl Gpu {
         Ok(Kernel(self.module.load_function(name).w()?))
     }
 
+    /// Makes the device the calling thread's.
+    pub(super) fn bind(&self) -> Result<()> {
+        self.stream.context().bind_to_thread().w()
+    }
+
     /// Runs a kernel.
     pub(super) fn launch<P: Parameters>(
         &self,
         kernel: &Kernel,
-        (grid_dim, threads): Shape,
-        parameters: P,
+        (grid, threads): Shape,
+        mut parameters: P,
     ) -> Result<()> {
-        let passed = Passed(parameters);
-        let mut arguments = self.stream.launch_builder(&kernel.0);
-        arguments.arg(&passed);
-        let config = LaunchConfig {
-            grid_dim,
-            block_dim: (threads, 1, 1),
-            shared_mem_bytes: 0,
+        // The kernels wait for each other where they have to.
+        let mut overlap = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                programmaticStreamSerializationAllowed: 1,
+            },
         };
-        // SAFETY: the module's promise.
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.0,
+            gridDimY: grid.1,
+            gridDimZ: grid.2,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: 0,
+            hStream: self.stream.cu_stream(),
+            attrs: &raw mut overlap,
+            numAttrs: u32::from(self.overlaps),
+        };
+        let mut parameters = [(&raw mut parameters).cast()];
+        let (function, none) = (kernel.0.cu_function(), std::ptr::null_mut());
+        // SAFETY: the module's promise; parameters are copied by the call.
         #[allow(unsafe_code)]
-        unsafe { arguments.launch(config) }.w()?;
-        Ok(())
+        let launched = unsafe {
+            sys::cuLaunchKernelEx(&raw const config, function, parameters.as_mut_ptr(), none)
+        };
+        launched.result().w()
     }
 
     /// `out = x · Wᵀ` by cuBLAS, for x `[m, inner]` and W `[rows, inner]`; `out` is
@@ -181,6 +185,26 @@ impl Gpu {
         #[allow(unsafe_code)]
         unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.w()
     }
+}
+
+/// The kernels for GPUs of a compute capability: a second or two, once per process.
+fn compiled(major: i32, minor: i32) -> Result<Ptx> {
+    static COMPILED: Mutex<Vec<((i32, i32), Ptx)>> = Mutex::new(Vec::new());
+    let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, ptx)) = compiled.iter().find(|(for_, _)| *for_ == (major, minor)) {
+        return Ok(ptx.clone());
+    }
+    let options = CompileOptions {
+        options: vec![
+            "--std=c++17".to_owned(),
+            format!("--gpu-architecture=compute_{major}{minor}"),
+        ],
+        ..CompileOptions::default()
+    };
+    let ptx = compile_ptx_with_opts(include_str!("kernels.cu"), options)
+        .map_err(|e| candle_core::Error::Msg(format!("kernels do not compile: {e:?}")))?;
+    compiled.push(((major, minor), ptx.clone()));
+    Ok(ptx)
 }
 
 /// Memory that grows and is not cleared.

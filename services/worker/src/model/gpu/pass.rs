@@ -314,7 +314,7 @@ impl<'a> Pass<'a> {
             n_splits as u32,
             rows.len() as u32,
         );
-        d.gpu.launch(&d.kernels.attention, (blocks, 128), attention)
+        d.gpu.launch(&d.kernels.attention, (blocks, 256), attention)
     }
 
     fn mlp(&self, layer: usize) -> Result<()> {

@@ -20,7 +20,7 @@ pub(super) struct Place {
 }
 
 /// Keys and values of a chunk's sequence at one layer.
-#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[derive(Debug, Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub(super) struct Span {
     pub(super) keys: Address,
@@ -182,17 +182,18 @@ impl Tables {
 /// Makes room for a step's keys and values; where they are, layer after layer, for
 /// each chunk.
 pub(super) fn spans(batch: &Batch, cache: &mut KvCache, n_layers: usize) -> Result<Vec<Span>> {
-    let mut spans = Vec::with_capacity(n_layers * batch.chunks.len());
-    for layer in 0..n_layers {
-        for chunk in &batch.chunks {
+    let n_chunks = batch.chunks.len();
+    let mut spans = vec![Span::default(); n_layers * n_chunks];
+    for (index, chunk) in batch.chunks.iter().enumerate() {
+        for layer in 0..n_layers {
             cache.make_room(chunk.slot, layer, chunk.start, chunk.tokens.len())?;
             let ([keys, values], first, capacity) = cache.place(chunk.slot, layer);
-            spans.push(Span {
+            spans[layer * n_chunks + index] = Span {
                 keys,
                 values,
                 first: first as u32,
                 capacity: capacity as u32,
-            });
+            };
         }
     }
     Ok(spans)
