@@ -227,8 +227,8 @@ fn step(
         slot,
         start,
         tokens: tokens.clone(),
-        logits: match model.prefers_best() {
-            true => Logits::Best,
+        logits: match model.prefers_top() {
+            true => Logits::Top(1),
             false => Logits::Last,
         },
         shared: None,
@@ -253,8 +253,9 @@ fn step(
     });
     let mut hook = StepHook::new(participants.collect());
     model.forward(&batch, cache, &mut hook, scores)?;
-    if model.prefers_best() {
-        return Ok(scores.best.iter().map(|best| best.token_id).collect());
+    if model.prefers_top() {
+        let best = scores.top.iter().map(|top| top.candidates[0].0);
+        return Ok(best.collect());
     }
     let rows = scores.logits.chunks_exact(model.config().vocab_size);
     Ok(rows.map(argmax).collect())

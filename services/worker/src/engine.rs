@@ -32,7 +32,7 @@ use std::{
 use rayon::prelude::*;
 
 use crate::{
-    model::{Batch, Best, KvCache, Logits, Model, Scores},
+    model::{Batch, KvCache, Logits, Model, Scores, Top},
     steering::{Participant, StepHook},
     text::TextCodec,
 };
@@ -96,7 +96,7 @@ struct Share<'a> {
     read: usize,
     /// Rows of logits of its lanes.
     by_lane: [Vec<&'a [f32]>; 2],
-    best: Option<Best>,
+    top: Option<&'a Top>,
 }
 
 impl Engine {
@@ -281,7 +281,7 @@ impl Engine {
     fn advance(&mut self, placed: &[Placed]) {
         let vocabulary = self.model.config().vocab_size;
         let mut rows = self.scores.logits.chunks_exact(vocabulary);
-        let mut best = self.scores.best.iter().copied();
+        let mut tops = self.scores.top.iter();
         let mut shares = vec![Share::default(); self.running.len()];
         for Placed { member, chunk, .. } in placed {
             let n = chunk.tokens.len();
@@ -290,8 +290,8 @@ impl Engine {
                 Logits::None => 0,
                 Logits::Last => 1,
                 Logits::From(first) => n - first,
-                Logits::Best => {
-                    share.best = best.next();
+                Logits::Top(_) => {
+                    share.top = tops.next();
                     0
                 }
             };
@@ -304,7 +304,7 @@ impl Engine {
             .zip(&shares)
             .filter(|(_, share)| share.read > 0)
             .for_each(|(sequence, share)| {
-                sequence.advance(share.read, &share.by_lane.concat(), share.best);
+                sequence.advance(share.read, &share.by_lane.concat(), share.top);
             });
         let counts: Vec<usize> = shares.into_iter().map(|share| share.read).collect();
         for (index, n) in counts.into_iter().enumerate() {

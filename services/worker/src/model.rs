@@ -80,8 +80,8 @@ pub enum Logits {
     Last,
     /// Those of this token of the chunk, counted from 0, and of all behind it.
     From(usize),
-    /// No more than the most likely token after the last.
-    Best,
+    /// Of the last token's, so many of the greatest, and whatever is as great; not 0.
+    Top(u32),
 }
 
 /// What a step makes of its tokens.
@@ -89,17 +89,17 @@ pub enum Logits {
 pub struct Scores {
     /// `[rows, vocab_size]`: a row for each token whose logits the batch asks for.
     pub logits: Vec<f32>,
-    /// For each chunk that asks for [`Logits::Best`], in order.
-    pub best: Vec<Best>,
+    /// For each chunk that asks for [`Logits::Top`], in order.
+    pub top: Vec<Top>,
 }
 
-/// The most likely token; the first, if there are several.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Best {
-    /// The token.
-    pub token_id: u32,
-    /// Its log-probability.
-    pub logprob: f32,
+/// The greatest of a token's logits.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Top {
+    /// Token ids and logits: those asked for, in no order, and maybe others.
+    pub candidates: Vec<(u32, f32)>,
+    /// ln Σ exp over all logits.
+    pub log_sum_exp: f32,
 }
 
 impl Batch {
@@ -111,18 +111,27 @@ impl Batch {
     /// Flat rows whose logits are needed, in order.
     pub(crate) fn logit_rows(&self) -> Vec<u32> {
         self.rows(|logits, n| match logits {
-            Logits::None | Logits::Best => n..n,
+            Logits::None | Logits::Top(_) => n..n,
             Logits::Last => n - 1..n,
             Logits::From(token) => (token as u32).min(n)..n,
         })
     }
 
-    /// Flat rows whose most likely next token is needed, in order.
-    pub(crate) fn best_rows(&self) -> Vec<u32> {
+    /// Flat rows whose greatest logits are needed, in order.
+    pub(crate) fn top_rows(&self) -> Vec<u32> {
         self.rows(|logits, n| match logits {
-            Logits::Best => n - 1..n,
+            Logits::Top(_) => n - 1..n,
             Logits::None | Logits::Last | Logits::From(_) => n..n,
         })
+    }
+
+    /// How many of the greatest logits are needed of each of [`Self::top_rows`].
+    pub(crate) fn top_counts(&self) -> Vec<u32> {
+        let count = |chunk: &Chunk| match chunk.logits {
+            Logits::Top(n) => Some(n),
+            Logits::None | Logits::Last | Logits::From(_) => None,
+        };
+        self.chunks.iter().filter_map(count).collect()
     }
 
     /// Flat rows of the tokens that are picked of each chunk, by what it asks for and

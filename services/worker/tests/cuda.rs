@@ -5,19 +5,23 @@
 
 mod support;
 
+#[path = "cuda/edits.rs"]
+mod edits;
+#[path = "cuda/scores.rs"]
+mod scores;
+
 use std::{collections::HashMap, sync::Arc};
 
 use candle_core::{Device, safetensors};
+use edits::edits;
 use steering_proto::{
     HookPoint, Site,
-    intervention::{Edit, FeatureOperation, Intervention, Positions, StrengthUnit, Token},
-    payload::{Activation, InputNormalization, SaeFeature, Vector},
+    intervention::{Edit, Intervention, Positions, StrengthUnit, Token},
+    payload::Vector,
     readout::{Probe, Readout, Source},
 };
 use steering_worker::{
-    model::{
-        Batch, Chunk, LoadOptions, Logits, Model, Precision, Scores, Shared, argmax, cuda_device,
-    },
+    model::{Batch, Chunk, LoadOptions, Logits, Model, Precision, Scores, Shared, cuda_device},
     steering::{Participant, Program, ProgramSpec, SteeringState, StepHook, Tally},
 };
 use support::{
@@ -129,92 +133,6 @@ fn compile(interventions: &[Intervention]) -> Program {
     Program::compile(&spec).expect("compiles")
 }
 
-/// Every kind of edit, at every site.
-fn edits(model: &Model) -> Vec<Intervention> {
-    let mut all = Vec::new();
-    let mut seed = 0;
-    for site in [
-        Site::ResidPre,
-        Site::Z,
-        Site::AttnOut,
-        Site::MlpOut,
-        Site::ResidPost,
-    ] {
-        let hook = HookPoint { layer: 1, site };
-        let width = model.width(site);
-        for (i, edit) in kinds(hook, width, seed).into_iter().enumerate() {
-            seed += 1;
-            all.push(Intervention {
-                hook: HookPoint { layer: i % 2, site },
-                edit,
-                positions: Positions::all(),
-                gate: None,
-            });
-        }
-    }
-    all
-}
-
-fn kinds(hook: HookPoint, width: usize, seed: usize) -> Vec<Edit> {
-    let direction = |i| {
-        Arc::new(Vector {
-            name: String::new(),
-            values: vector(width, 100 * seed + i),
-        })
-    };
-    let feature = |i: usize, activation, input_normalization, operation| Edit::Feature {
-        feature: Arc::new(SaeFeature {
-            sae_id: String::new(),
-            feature_index: (100 * seed + i) as u32,
-            label: String::new(),
-            model_id: String::new(),
-            hook: HookPoint {
-                layer: (i + 4) % 2,
-                ..hook
-            },
-            encoder: vector(width, 200 * seed + i),
-            encoder_bias: 0.25,
-            decoder: vector(width, 300 * seed + i),
-            activation,
-            input_normalization,
-        }),
-        operation,
-    };
-    let gated = Activation::Gated {
-        gate_bias: 0.1,
-        magnitude_scale: 1.5,
-        magnitude_bias: 0.2,
-    };
-    let jump = Activation::JumpRelu { threshold: 0.1 };
-    use FeatureOperation as Op;
-    use InputNormalization as Norm;
-    vec![
-        Edit::Add {
-            vector: direction(0),
-            strength: 0.5,
-            unit: StrengthUnit::Raw,
-        },
-        Edit::Add {
-            vector: direction(1),
-            strength: 0.1,
-            unit: StrengthUnit::FractionOfNorm,
-        },
-        Edit::Ablate {
-            vector: direction(2),
-        },
-        Edit::ClampProjection {
-            vector: direction(3),
-            lower: -0.1,
-            upper: 0.2,
-        },
-        feature(4, jump, Norm::None, Op::Set(2.0)),
-        feature(5, Activation::Relu, Norm::ConstantNormRescale, Op::Min(1.0)),
-        feature(6, gated, Norm::LayerNorm, Op::Max(0.1)),
-        feature(7, Activation::Relu, Norm::None, Op::Scale(1.5)),
-        feature(8, gated, Norm::None, Op::Add(1.0)),
-    ]
-}
-
 #[test]
 fn logits_are_as_near_the_reference_as_those_of_the_cpu_in_bf16() {
     let device = gpu();
@@ -223,7 +141,7 @@ fn logits_are_as_near_the_reference_as_those_of_the_cpu_in_bf16() {
         let (cpu, gpu) = (load(&fixture, &Device::Cpu), load(&fixture, &device));
         // Others' rows are no whole reads of 16 bytes: the tensor library has them.
         let fits = FITTING.contains(&family);
-        assert_eq!(gpu.prefers_best(), fits, "{family}");
+        assert_eq!(gpu.prefers_top(), fits, "{family}");
         let cases = &fixture.cases.cases;
         let mut runs: Vec<_> = cases
             .iter()
@@ -277,7 +195,7 @@ fn biases_are_added() {
         model.expect("loads")
     };
     let (cpu, gpu) = (load(&Device::Cpu), load(&gpu()));
-    assert!(gpu.prefers_best());
+    assert!(gpu.prefers_top());
     for n in [9, 40] {
         let prompt = tokens(&cpu, n, 1);
         let (expected, _) = alone(&cpu, &Program::default(), &prompt);
@@ -454,52 +372,5 @@ fn chunks_that_share_layers_get_the_same_bits() {
             assert!(same, "{family}, chunk {i}");
             assert_eq!(tally, tallies[i], "{family}, chunk {i}");
         }
-    }
-}
-
-#[test]
-fn the_best_token_is_the_one_of_the_logits() {
-    let device = gpu();
-    for family in FAMILIES {
-        let fixture = Fixture::load(family);
-        let gpu = load(&fixture, &device);
-        let program = Program::default();
-        let prompts: Vec<_> = (0..20).map(|seed| tokens(&gpu, 2, seed)).collect();
-        let part = |(i, tokens)| Part {
-            program: &program,
-            tokens,
-            logits: if i % 3 == 0 {
-                Logits::Last
-            } else {
-                Logits::Best
-            },
-            shared: None,
-        };
-        let parts: Vec<_> = prompts
-            .iter()
-            .map(Vec::as_slice)
-            .enumerate()
-            .map(part)
-            .collect();
-        let mut all = Vec::new();
-        for part in &parts {
-            all.push(Part {
-                logits: Logits::Last,
-                ..*part
-            });
-        }
-        let (mixed, _) = step(&gpu, &parts);
-        let (full, _) = step(&gpu, &all);
-        let vocabulary = gpu.config().vocab_size;
-        let rows: Vec<&[f32]> = full.logits.chunks_exact(vocabulary).collect();
-        let asked = rows.iter().enumerate().filter(|(i, _)| i % 3 != 0);
-        assert_eq!(mixed.best.len(), asked.clone().count());
-        for (best, (_, row)) in mixed.best.iter().zip(asked) {
-            assert_eq!(best.token_id, argmax(row), "{family}");
-            let sum: f64 = row.iter().map(|v| f64::from(*v).exp()).sum();
-            let logprob = f64::from(row[best.token_id as usize]) - sum.ln();
-            assert!((f64::from(best.logprob) - logprob).abs() < 1e-3, "{family}");
-        }
-        assert_eq!(mixed.logits.len(), 7 * vocabulary);
     }
 }

@@ -13,8 +13,7 @@ mod sharing;
 use candle_core::Tensor;
 use steering_proto::{HookPoint, Site};
 use steering_worker::model::{
-    Batch, Best, Chunk, Hook, KvCache, LoadOptions, Logits, Model, NoHook, Precision, Scores,
-    argmax,
+    Batch, Chunk, Hook, KvCache, LoadOptions, Logits, Model, NoHook, Precision, Scores, Top,
 };
 use support::{FAMILIES, Fixture, f32_on_cpu};
 

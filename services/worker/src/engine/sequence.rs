@@ -11,7 +11,7 @@ use super::{
     scoring::{MAX_LOGIT_ROWS, Scoring},
 };
 use crate::{
-    model::{Best, Logits},
+    model::{Logits, Top},
     steering::{Collected, Program, SteeringState},
     text::TextCodec,
 };
@@ -115,11 +115,11 @@ impl Sequence {
 
     /// Notes that `n` more tokens were read and goes on: `logits` are the rows
     /// asked for, the variant's before its twin's.
-    pub(super) fn advance(&mut self, n: usize, logits: &[&[f32]], best: Option<Best>) {
+    pub(super) fn advance(&mut self, n: usize, logits: &[&[f32]], top: Option<&Top>) {
         self.read += n;
         let result = match &self.work {
-            Work::Generate(_) if logits.is_empty() && best.is_none() => Ok(()),
-            Work::Generate(_) => self.write(logits, best),
+            Work::Generate(_) if logits.is_empty() && top.is_none() => Ok(()),
+            Work::Generate(_) => self.write(logits, top),
             Work::Score(_) => {
                 self.score(logits);
                 Ok(())

@@ -6,10 +6,10 @@ use candle_core::{DType, Device, Result, Tensor};
 use steering_proto::{HookPoint, Site};
 
 use super::{
-    Batch, Best, Hook, ModelConfig, Scores,
+    Batch, Hook, ModelConfig, Scores, Top,
     attention::Attention,
     gpu::GpuDecoder,
-    kernels::{argmax, log_sum_exp},
+    kernels::{at_least_kth, log_sum_exp},
     kv_cache::{KvCache, KvShape},
     layers::{Linear, Mlp, RmsNorm, add},
     matrix::Matrix,
@@ -96,9 +96,9 @@ impl Model {
         }
     }
 
-    /// Whether [`super::Logits::Best`] is cheaper than logits: where they would have to be
-    /// copied from a device.
-    pub fn prefers_best(&self) -> bool {
+    /// Whether [`super::Logits::Top`] is cheaper than all logits: where they would have to
+    /// be copied from a device.
+    pub fn prefers_top(&self) -> bool {
         self.gpu.is_some()
     }
 
@@ -127,15 +127,15 @@ impl Model {
         for index in 0..self.layers.len() {
             x = pass.layer(index, x)?;
         }
-        scores.best.clear();
-        let best = batch.best_rows();
-        if !best.is_empty() {
-            self.logits(&x, &best, &mut scores.logits)?;
+        scores.top.clear();
+        let top = batch.top_rows();
+        if !top.is_empty() {
+            self.logits(&x, &top, &mut scores.logits)?;
             let rows = scores.logits.chunks_exact(self.config.vocab_size);
-            scores.best.extend(rows.map(|row| {
-                let token_id = argmax(row);
-                let logprob = row[token_id as usize] - log_sum_exp(row);
-                Best { token_id, logprob }
+            let counts = batch.top_counts();
+            scores.top.extend(rows.zip(counts).map(|(row, n)| Top {
+                candidates: at_least_kth(row, n as usize),
+                log_sum_exp: log_sum_exp(row),
             }));
         }
         self.logits(&x, &batch.logit_rows(), &mut scores.logits)

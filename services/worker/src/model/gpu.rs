@@ -7,9 +7,13 @@
 //! weights and logits are not rounded at all. Up to [`FEW_ROWS`] rows a token's
 //! numbers are the same bit for bit whatever other rows are in the step.
 
+mod between;
 mod launch;
 mod parameters;
 mod pass;
+mod products;
+mod room;
+mod scores;
 mod tables;
 mod weights;
 
@@ -22,8 +26,9 @@ use super::{
 };
 pub(super) use launch::address;
 pub use launch::device;
-use launch::{Address, Buffer, Gpu, Kernel};
+use launch::{Address, Gpu, Kernel};
 use pass::Pass;
+use room::Buffers;
 use weights::LayerWeights;
 
 /// Rows of a step that are multiplied by our own kernels, 8 or 16 at a time.
@@ -34,8 +39,6 @@ const SPLIT_ROWS: usize = 64;
 const SPLIT: usize = 128;
 /// Most such blocks for a row and head: those of longer sequences take more positions.
 const MOST_SPLITS: usize = 64;
-/// Blocks that look for the greatest of a row of logits.
-const BEST_PARTS: usize = 64;
 
 /// The GPU path of one model.
 #[derive(Debug)]
@@ -66,27 +69,7 @@ struct Kernels {
     attention: Kernel,
     best_of_parts: Kernel,
     best: Kernel,
-}
-
-/// Memory of a step, kept for the next.
-#[derive(Debug, Default)]
-struct Buffers {
-    x: Buffer,
-    joined: Buffer,
-    normed: Buffer,
-    added: Buffer,
-    qkv: Buffer,
-    z: Buffer,
-    gate_up: Buffer,
-    mlp: Buffer,
-    partial: Buffer,
-    arrived: Buffer,
-    head_in: Buffer,
-    logits: Buffer,
-    parts: Buffer,
-    best: Buffer,
-    touches: Buffer,
-    tables: Buffer,
+    candidates: Kernel,
 }
 
 impl GpuDecoder {
@@ -147,7 +130,7 @@ impl GpuDecoder {
         let pass = Pass::new(self, &model.config, batch, step, &spans)?;
         if let Err(e) = pass.run(hook, scores) {
             // Its counters may not be back at zero.
-            self.buffers.arrived = Buffer::default();
+            self.buffers.forget_counters();
             return Err(e);
         }
         for chunk in &batch.chunks {
@@ -185,6 +168,7 @@ impl Kernels {
             attention: gpu.kernel(attention)?,
             best_of_parts: gpu.kernel("best_of_parts")?,
             best: gpu.kernel("best")?,
+            candidates: gpu.kernel("candidates")?,
         })
     }
 }

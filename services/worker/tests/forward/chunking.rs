@@ -70,22 +70,29 @@ fn logits_from_a_token_on_are_the_last_rows() {
             // What was there before is gone.
             let mut scores = Scores {
                 logits: vec![1.0; 3],
-                best: vec![Best::default(); 2],
+                top: vec![Top::default(); 2],
             };
             let mut cache = model.new_cache(1);
             let read = model.forward(&batch, &mut cache, &mut NoHook, &mut scores);
             read.expect("forward");
-            if logits == Logits::Best {
-                let [best] = scores.best[..] else {
-                    panic!("one chunk has one best token");
+            if let Logits::Top(n) = logits {
+                let [top] = &scores.top[..] else {
+                    panic!("one chunk, one token");
                 };
                 let last: Vec<f32> = all[11].iter().map(|v| f32::from_bits(*v)).collect();
-                assert_eq!(best.token_id, argmax(&last), "{family}");
+                let mut sorted = last.clone();
+                sorted.sort_by(|a, b| b.total_cmp(a));
+                for (id, logit) in (0u32..).zip(&last) {
+                    let wanted = *logit >= sorted[n as usize - 1];
+                    assert_eq!(top.candidates.contains(&(id, *logit)), wanted, "{family}");
+                }
                 let sum: f64 = last.iter().map(|v| f64::from(*v).exp()).sum();
-                let logprob = f64::from(last[best.token_id as usize]) - sum.ln();
-                assert!((f64::from(best.logprob) - logprob).abs() < 1e-5, "{family}");
+                assert!(
+                    (f64::from(top.log_sum_exp) - sum.ln()).abs() < 1e-5,
+                    "{family}"
+                );
             } else {
-                assert!(scores.best.is_empty());
+                assert!(scores.top.is_empty());
             }
             bits(model, &scores.logits)
         };
@@ -93,7 +100,8 @@ fn logits_from_a_token_on_are_the_last_rows() {
         same(&rows(Logits::Last), &all[11..].to_vec(), family);
         assert!(rows(Logits::From(12)).is_empty());
         assert!(rows(Logits::None).is_empty());
-        assert!(rows(Logits::Best).is_empty());
+        assert!(rows(Logits::Top(1)).is_empty());
+        assert!(rows(Logits::Top(7)).is_empty());
     });
 }
 

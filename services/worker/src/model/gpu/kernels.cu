@@ -71,9 +71,10 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
-__device__ __forceinline__ void prefetch(const void* at) {
+// Towards the L2 cache; `bytes` is a multiple of 16, as is the address.
+__device__ __forceinline__ void prefetch(const void* at, u32 bytes) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes));
 #endif
 }
 
@@ -239,15 +240,14 @@ extern "C" __global__ void __launch_bounds__(1024) boundary(Boundary b) {
     const u64 at = (u64)blockIdx.x * b.width + 8 * threadIdx.x;
     const uint4 none = make_uint4(0, 0, 0, 0);
     let_next_start();
-    if (8 * threadIdx.x < b.width) {
-        if (b.post_norm) prefetch(b.post_norm + 8 * threadIdx.x);
-        if (b.norm) prefetch(b.norm + 8 * threadIdx.x);
-    }
+    if (threadIdx.x == 0 && b.post_norm) prefetch(b.post_norm, b.width * sizeof(float));
+    if (threadIdx.x == 0 && b.norm) prefetch(b.norm, b.width * sizeof(float));
     wait_for_previous();
     Row row;
     row.width = b.width;
     row.mine = 8 * threadIdx.x < b.width;
     row.scratch = scratch;
+    const uint4 residual = row.mine ? *(const uint4*)(b.x + at) : none;
     if (b.added) {
         unpack(row.mine ? *(const uint4*)(b.added + at) : none, row.x);
         if (b.post_norm) row.normalize(b.post_norm, b.eps, b.scale_in_float);
@@ -257,11 +257,11 @@ extern "C" __global__ void __launch_bounds__(1024) boundary(Boundary b) {
             return;
         }
         float x[8];
-        unpack(row.mine ? *(const uint4*)(b.x + at) : none, x);
+        unpack(residual, x);
 #pragma unroll
         for (int i = 0; i < 8; i++) row.x[i] = rounded(row.x[i] + x[i]);
     } else {
-        unpack(row.mine ? *(const uint4*)(b.x + at) : none, row.x);
+        unpack(residual, row.x);
     }
     apply(row, b.edits_of_sum, b.edits, b.touches);
     apply(row, b.edits_of_next, b.edits, b.touches);
@@ -307,50 +307,46 @@ struct Product {
 enum { PLAIN, GATED_MLP, LOGITS };
 
 // What a lane reads of 32 elements of the inner dimension: eight neighbours of
-// two rows of each matrix, and of a token of each tile. Both sides of the product
+// two rows of the weights, and of a token of each tile. Both sides of the product
 // are permuted alike, so that every read is 16 bytes.
-template <int STREAMS, int TILES>
+template <int TILES>
 struct Operands {
-    uint4 w[STREAMS][2];
+    uint4 w[2];
     uint4 x[TILES];
 };
 
 // `x · Wᵀ` for at most 8 · TILES tokens, limited by how fast the weights are read.
-// A block has 16 rows of the weights; its warps share the inner dimension and their
-// sums are added in a fixed order, so that a token's result depends on no other.
+// A block has 16 rows of the weights, of a gated product 8 gates and their 8 others;
+// its warps share the inner dimension and their sums are added in a fixed order, so
+// that a token's result depends on no other. AHEAD steps are on their way while as
+// many are multiplied.
 template <int TILES, int OUTPUT, int AHEAD>
 __device__ __forceinline__ void product(const Product& p) {
-    constexpr int STREAMS = OUTPUT == GATED_MLP ? 2 : 1;
-    // PREFETCHED: how much more is on its way before the tokens are there.
-    constexpr int WARPS = 8, PREFETCHED = 8;
-    __shared__ float sums[WARPS][STREAMS][TILES][128];
+    constexpr u32 WARPS = 8, ROWS = OUTPUT == GATED_MLP ? 8 : 16, STEP = WARPS * 32;
+    __shared__ float sums[WARPS][TILES][128];
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4;
-    const u32 row = blockIdx.x * 16 + group;
+    const u32 own = warp * 32 + lane % 4 * 8, first = blockIdx.x * ROWS;
     const uint4 zero = make_uint4(0, 0, 0, 0);
-    const bf16* w[STREAMS][2];
+    const bf16* w[2];
 #pragma unroll
-    for (int s = 0; s < STREAMS; s++)
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-            w[s][half] = p.weights + (u64)(s * p.rows + min(row + 8 * half, p.rows - 1)) * p.inner;
-    float acc[STREAMS][TILES][4] = {};
-    Operands<STREAMS, TILES> next[AHEAD], now[AHEAD];
-    const u32 own = warp * 32 + lane % 4 * 8;
+    for (u32 half = 0; half < 2; half++) {
+        u32 row = ROWS == 8 ? min(first + group, p.rows - 1) + half * p.rows : min(first + group + 8 * half, p.rows - 1);
+        w[half] = p.weights + (u64)row * p.inner;
+    }
+    float acc[TILES][4] = {};
+    Operands<TILES> next[AHEAD], now[AHEAD];
     auto load_weights = [&](u32 from) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            u32 k = from + i * WARPS * 32 + own;
-#pragma unroll
-            for (int s = 0; s < STREAMS; s++)
-#pragma unroll
-                for (int half = 0; half < 2; half++)
-                    next[i].w[s][half] = k < p.inner ? __ldcs((const uint4*)(w[s][half] + k)) : zero;
+            u32 k = from + i * STEP + own;
+            next[i].w[0] = k < p.inner ? __ldcs((const uint4*)(w[0] + k)) : zero;
+            next[i].w[1] = k < p.inner ? __ldcs((const uint4*)(w[1] + k)) : zero;
         }
     };
     auto load_tokens = [&](u32 from) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            u32 k = from + i * WARPS * 32 + own;
+            u32 k = from + i * STEP + own;
 #pragma unroll
             for (int t = 0; t < TILES; t++) {
                 u32 token = 8 * t + group;
@@ -361,62 +357,52 @@ __device__ __forceinline__ void product(const Product& p) {
     };
     let_next_start();
     load_weights(0);
-#pragma unroll
-    for (int i = AHEAD; i < AHEAD + PREFETCHED; i++) {
-        u32 k = i * WARPS * 32 + own;
-        if (k >= p.inner) break;
-#pragma unroll
-        for (int s = 0; s < STREAMS; s++) prefetch(w[s][0] + k), prefetch(w[s][1] + k);
-    }
     wait_for_previous();
     load_tokens(0);
-    for (u32 k = 0; k < p.inner; k += AHEAD * WARPS * 32) {
+    for (u32 k = 0; k < p.inner; k += AHEAD * STEP) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) now[i] = next[i];
-        load_weights(k + AHEAD * WARPS * 32);
-        load_tokens(k + AHEAD * WARPS * 32);
+        load_weights(k + AHEAD * STEP);
+        load_tokens(k + AHEAD * STEP);
 #pragma unroll
         for (int i = 0; i < AHEAD; i++)
 #pragma unroll
-            for (int s = 0; s < STREAMS; s++)
-#pragma unroll
-                for (int t = 0; t < TILES; t++) {
-                    const uint4 a = now[i].w[s][0], b = now[i].w[s][1], x = now[i].x[t];
-                    mma(acc[s][t], a.x, b.x, a.y, b.y, x.x, x.y);
-                    mma(acc[s][t], a.z, b.z, a.w, b.w, x.z, x.w);
-                }
+            for (int t = 0; t < TILES; t++) {
+                const uint4 a = now[i].w[0], b = now[i].w[1], x = now[i].x[t];
+                mma(acc[t], a.x, b.x, a.y, b.y, x.x, x.y);
+                mma(acc[t], a.z, b.z, a.w, b.w, x.z, x.w);
+            }
     }
     // A lane has tokens 2 · (lane % 4) and the next of rows `group` and `group + 8`.
 #pragma unroll
-    for (int s = 0; s < STREAMS; s++)
+    for (int t = 0; t < TILES; t++)
 #pragma unroll
-        for (int t = 0; t < TILES; t++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                sums[warp][s][t][(lane % 4 * 2 + i % 2) * 16 + group + i / 2 * 8] = acc[s][t][i];
+        for (int i = 0; i < 4; i++)
+            sums[warp][t][(lane % 4 * 2 + i % 2) * 16 + group + i / 2 * 8] = acc[t][i];
     __syncthreads();
-    for (u32 at = threadIdx.x; at < 128 * TILES; at += blockDim.x) {
-        u32 token = at / 16, to = blockIdx.x * 16 + at % 16;
-        if (token >= p.m || to >= p.rows) continue;
-        float y[STREAMS] = {};
-#pragma unroll
-        for (int s = 0; s < STREAMS; s++) {
-            for (int from = 0; from < WARPS; from++) y[s] += sums[from][s][at / 128][at % 128];
-            if (p.bias) y[s] += wide(p.bias[s * p.rows + to]);
-        }
-        u64 place = (u64)token * p.rows + to;
-        if (OUTPUT == LOGITS) ((float*)p.out)[place] = capped(y[0], p.cap);
-        else if (OUTPUT == PLAIN) ((bf16*)p.out)[place] = narrow(y[0]);
-        else ((bf16*)p.out)[place] = gated_value(p.activation, y[0], y[STREAMS - 1]);
+    auto sum = [&](u32 token, u32 row) {
+        float y = 0.0f;
+        for (u32 from = 0; from < WARPS; from++) y += sums[from][token / 8][token % 8 * 16 + row];
+        if (p.bias) y += wide(p.bias[first + row % ROWS + row / ROWS * p.rows]);
+        return y;
+    };
+    for (u32 at = threadIdx.x; at < ROWS * p.m; at += blockDim.x) {
+        u32 token = at / ROWS, row = at % ROWS;
+        if (first + row >= p.rows) continue;
+        u64 place = (u64)token * p.rows + first + row;
+        float y = sum(token, row);
+        if (OUTPUT == LOGITS) ((float*)p.out)[place] = capped(y, p.cap);
+        else if (OUTPUT == PLAIN) ((bf16*)p.out)[place] = narrow(y);
+        else ((bf16*)p.out)[place] = gated_value(p.activation, y, sum(token, row + ROWS));
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) plain_8(Product p) { product<1, PLAIN, 4>(p); }
-extern "C" __global__ void __launch_bounds__(256) plain_16(Product p) { product<2, PLAIN, 2>(p); }
-extern "C" __global__ void __launch_bounds__(256) gated_8(Product p) { product<1, GATED_MLP, 2>(p); }
-extern "C" __global__ void __launch_bounds__(256) gated_16(Product p) { product<2, GATED_MLP, 2>(p); }
-extern "C" __global__ void __launch_bounds__(256) logits_8(Product p) { product<1, LOGITS, 4>(p); }
-extern "C" __global__ void __launch_bounds__(256) logits_16(Product p) { product<2, LOGITS, 2>(p); }
+extern "C" __global__ void __launch_bounds__(256) plain_8(Product p) { product<1, PLAIN, 5>(p); }
+extern "C" __global__ void __launch_bounds__(256) plain_16(Product p) { product<2, PLAIN, 3>(p); }
+extern "C" __global__ void __launch_bounds__(256) gated_8(Product p) { product<1, GATED_MLP, 5>(p); }
+extern "C" __global__ void __launch_bounds__(256) gated_16(Product p) { product<2, GATED_MLP, 3>(p); }
+extern "C" __global__ void __launch_bounds__(256) logits_8(Product p) { product<1, LOGITS, 5>(p); }
+extern "C" __global__ void __launch_bounds__(256) logits_16(Product p) { product<2, LOGITS, 3>(p); }
 
 // ---- After products with many rows ----
 
@@ -480,11 +466,10 @@ struct Rotate {
 // and values too. A warp for each head.
 extern "C" __global__ void __launch_bounds__(128) rotate(Rotate r) {
     let_next_start();
-    wait_for_previous();
+    constexpr int AT_ONCE = 4; // of head_dim / 64, which is no more
     const u32 head = blockIdx.y * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
     const u32 n_all = r.n_heads + 2 * r.n_kv_heads;
     const bool is_query = head < r.n_heads, is_value = head >= r.n_heads + r.n_kv_heads;
-    if (head >= n_all || (is_query && blockIdx.x >= r.n_rows)) return;
     const Place place = r.places[blockIdx.x];
     bf16* from = r.qkv + ((u64)place.row * n_all + head) * r.head_dim;
     bf16* to = from;
@@ -494,6 +479,18 @@ extern "C" __global__ void __launch_bounds__(128) rotate(Rotate r) {
         u64 at = ((u64)kv_head * span.capacity + place.position - span.first) * r.head_dim;
         to = (is_value ? span.values : span.keys) + at;
     }
+    // Most heads have one pair of components, or a few, for each lane.
+    const u32 half = r.head_dim / 2;
+    float c[AT_ONCE], s[AT_ONCE];
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; j++) {
+        u32 i = lane + 32 * j;
+        float angle = i < half ? (float)place.position * r.frequencies[i] : 0.0f;
+        c[j] = rounded(cosf(angle));
+        s[j] = rounded(sinf(angle));
+    }
+    wait_for_previous();
+    if (head >= n_all || (is_query && blockIdx.x >= r.n_rows)) return;
     if (is_value) {
         for (u32 i = lane; i < r.head_dim; i += 32) to[i] = from[i];
         return;
@@ -511,14 +508,14 @@ extern "C" __global__ void __launch_bounds__(128) rotate(Rotate r) {
         float w = weight[i];
         return r.scale_in_float ? rounded(x * inverse * w) : rounded(rounded(x * inverse) * rounded(w));
     };
-    const u32 half = r.head_dim / 2;
-    for (u32 i = lane; i < half; i += 32) {
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; j++) {
+        u32 i = lane + 32 * j;
+        if (i >= half) break;
         u32 ia = r.interleaved ? 2 * i : i, ib = r.interleaved ? 2 * i + 1 : i + half;
         float a = normed(ia), b = normed(ib);
-        float angle = (float)place.position * r.frequencies[i];
-        float c = rounded(cosf(angle)), s = rounded(sinf(angle));
-        to[ia] = narrow(rounded(a * c) - rounded(b * s));
-        to[ib] = narrow(rounded(b * c) + rounded(a * s));
+        to[ia] = narrow(rounded(a * c[j]) - rounded(b * s[j]));
+        to[ib] = narrow(rounded(b * c[j]) + rounded(a * s[j]));
     }
 }
 
@@ -564,7 +561,7 @@ struct Softmax {
 // among blocks, and the last to arrive adds up. E: elements of a head for each lane.
 template <int E>
 __device__ __forceinline__ void attention(const Attention& a) {
-    constexpr int WARPS = 8, HEADS = 2, AT_ONCE = 4, PREFETCHED = 128;
+    constexpr int WARPS = 16, HEADS = 2, AT_ONCE = 4;
     const float minus_infinity = __int_as_float(0xff800000);
     __shared__ float greatest[WARPS][HEADS], sums[WARPS][HEADS], values[WARPS][HEADS][E * 32];
     __shared__ u32 is_last;
@@ -583,12 +580,6 @@ __device__ __forceinline__ void attention(const Attention& a) {
     const u64 row_width = (u64)(a.n_heads + 2 * a.n_kv_heads) * a.head_dim;
     const u64 base = ((u64)kv_head * span.capacity - span.first) * a.head_dim + lane * E;
     let_next_start();
-    if (mine && blockIdx.y < n_splits) {
-        for (u32 p = from + warp; p < min(to, from + PREFETCHED); p += WARPS) {
-            prefetch(span.keys + base + (u64)p * a.head_dim);
-            prefetch(span.values + base + (u64)p * a.head_dim);
-        }
-    }
     wait_for_previous();
     if (blockIdx.y >= n_splits) return;
 
@@ -695,11 +686,11 @@ __device__ __forceinline__ void attention(const Attention& a) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) attention_64(Attention a) { attention<2>(a); }
-extern "C" __global__ void __launch_bounds__(256) attention_128(Attention a) { attention<4>(a); }
-extern "C" __global__ void __launch_bounds__(256) attention_256(Attention a) { attention<8>(a); }
+extern "C" __global__ void __launch_bounds__(512) attention_64(Attention a) { attention<2>(a); }
+extern "C" __global__ void __launch_bounds__(512) attention_128(Attention a) { attention<4>(a); }
+extern "C" __global__ void __launch_bounds__(512) attention_256(Attention a) { attention<8>(a); }
 
-// ---- The most likely token ----
+// ---- The most likely tokens ----
 
 // The greatest logit, the first token that has it, and Σ exp(logit − greatest).
 struct Best {
@@ -755,4 +746,60 @@ extern "C" __global__ void __launch_bounds__(32) best(Simple s) {
     for (u32 i = threadIdx.x; i < s.n; i += 32) mine = better(mine, parts[i]);
     mine = block_best(mine);
     if (threadIdx.x == 0) ((Best*)s.out)[blockIdx.x] = mine;
+}
+
+struct Candidate {
+    u32 token;
+    float logit;
+};
+
+struct Candidates {
+    const float* logits; // [rows, width]
+    const Best* best;    // [rows]
+    const u32* wanted;   // [rows]
+    Candidate* out;      // [rows, room]
+    u32* found;          // [rows]
+    u32 width, room;
+};
+
+// At least as many as are wanted of the greatest of a row's logits, in no order, and
+// whatever is as great. `found` is more than there is room for if there are too many,
+// or too few near the greatest.
+extern "C" __global__ void __launch_bounds__(1024) candidates(Candidates c) {
+    constexpr u32 BINS = 512;
+    constexpr float BINS_PER_UNIT = 32.0f; // so far below the greatest as is looked at
+    __shared__ u32 counts[BINS], last, found;
+    let_next_start();
+    wait_for_previous();
+    const float* row = c.logits + (u64)blockIdx.x * c.width;
+    const float greatest = c.best[blockIdx.x].logit;
+    // Not a number is in no bin.
+    auto bin = [&](float x) {
+        float below = (greatest - x) * BINS_PER_UNIT;
+        return below < (float)BINS ? (u32)below : BINS;
+    };
+    for (u32 i = threadIdx.x; i < BINS; i += blockDim.x) counts[i] = 0;
+    if (threadIdx.x == 0) found = 0;
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < c.width; i += blockDim.x) {
+        u32 at = bin(row[i]);
+        if (at < BINS) atomicAdd(&counts[at], 1);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        u32 sum = 0;
+        for (last = 0; last < BINS; last++) {
+            sum += counts[last];
+            if (sum >= c.wanted[blockIdx.x]) break;
+        }
+        if (last == BINS) found = c.room + 1;
+    }
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < c.width && last < BINS; i += blockDim.x) {
+        if (bin(row[i]) > last) continue;
+        u32 at = atomicAdd(&found, 1);
+        if (at < c.room) c.out[(u64)blockIdx.x * c.room + at] = {i, row[i]};
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) c.found[blockIdx.x] = found;
 }

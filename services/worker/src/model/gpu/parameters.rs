@@ -91,6 +91,20 @@ pub(super) struct Attention {
     pub(super) unused: u32,
 }
 
+/// The greatest logits of rows.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct Candidates {
+    pub(super) logits: Address,
+    pub(super) best: Address,
+    pub(super) wanted: Address,
+    pub(super) out: Address,
+    pub(super) found: Address,
+    pub(super) width: u32,
+    pub(super) room: u32,
+}
+
+impl Parameters for Candidates {}
 impl Parameters for Simple {}
 impl Parameters for Boundary {}
 impl Parameters for Product {}
