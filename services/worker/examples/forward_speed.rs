@@ -1,12 +1,19 @@
 //! Tokens per second of a model's forward pass, greedy, without the services around
 //! it; one JSON object a line. [`benches/compare.py`] sets it beside llama.cpp.
 //!
-//! `cargo run --release --example forward_speed -- MODEL.gguf [REPETITIONS [ONLY]]`, where ONLY
-//! is the start of a line's name.
+//! `cargo run --release --example forward_speed -- MODEL [REPETITIONS [ONLY [DEVICE]]]`, where MODEL
+//! is a GGUF file or a folder of Hugging Face's, ONLY is the start of a line's name, and DEVICE is
+//! `cpu` (then in f32) or `cuda` (in bf16).
 //!
 //! [`benches/compare.py`]: ../benches/compare.py
 
-use std::{fs::File, io::BufReader, path::Path, sync::Arc, time::Instant};
+use std::{
+    fs::File,
+    io::BufReader,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
 
 use candle_core::{Device, Error, Result, quantized::gguf_file::Content};
 use steering_proto::{
@@ -16,8 +23,8 @@ use steering_proto::{
 };
 use steering_worker::{
     model::{
-        Batch, Chunk, KvCache, LoadOptions, Logits, Model, Precision, argmax,
-        compute_on_this_thread,
+        Batch, Chunk, KvCache, LoadOptions, Logits, Model, Precision, Scores, argmax,
+        compute_on_this_thread, cuda_device,
     },
     steering::{Participant, Program, ProgramSpec, SteeringState, StepHook},
 };
@@ -36,25 +43,35 @@ fn main() -> Result<()> {
         .next()
         .map_or(Ok(5), |n| n.parse().map_err(Error::wrap))?;
     let only = arguments.next().unwrap_or_default();
-    let began = Instant::now();
-    let content = Content::read(&mut BufReader::new(File::open(&path)?))?;
-    let options = LoadOptions {
-        precision: Precision::F32,
-        quantize: None,
-        dequantize: false,
-        map: true,
-        device: Device::Cpu,
+    let device = match arguments.next().as_deref() {
+        None | Some("cpu") => Device::Cpu,
+        Some("cuda") => cuda_device(0)?,
+        Some(other) => candle_core::bail!("{other}: give cpu or cuda"),
     };
-    let model = Model::load_gguf(Path::new(&path), content, &options).map_err(Error::wrap)?;
+    let began = Instant::now();
+    let model = load(Path::new(&path), &device)?;
     print("load_s", vec![began.elapsed().as_secs_f64()]);
-    for work in [
+    let works = [
         Work::prompt("prompt_128", 128),
         Work::prompt("prompt_512", 512),
-        Work::decode("decode_1", 1, false),
-        Work::decode("decode_1_clamp", 1, true),
-        Work::decode("decode_4_clamps", 4, true),
-        Work::decode("decode_16_clamps", 16, true),
-    ] {
+        Work::decode("decode_1", 1, 0),
+        Work::decode("decode_1_clamp", 1, 1),
+        Work::decode("decode_4_clamps", 4, 4),
+        Work::decode("decode_16_clamps", 16, 16),
+    ];
+    // More than a CPU is for.
+    let many = [
+        Work::decode("decode_8", 8, 0),
+        Work::decode("decode_8_clamps", 8, 8),
+        Work::decode("decode_64", 64, 0),
+        Work::decode("decode_64_one_clamp", 64, 1),
+        Work::decode("decode_64_clamps", 64, 64),
+        Work::decode("decode_256", 256, 0),
+        Work::decode("decode_256_one_clamp", 256, 1),
+        Work::decode("decode_256_clamps", 256, 256),
+    ];
+    let more = if device.is_cpu() { &[] } else { &many[..] };
+    for work in works.iter().chain(more) {
         if !work.name.starts_with(&only) {
             continue;
         }
@@ -65,6 +82,28 @@ fn main() -> Result<()> {
         print(work.name, rates);
     }
     Ok(())
+}
+
+fn load(path: &Path, device: &Device) -> Result<Model> {
+    let options = LoadOptions {
+        precision: match device.is_cpu() {
+            true => Precision::F32,
+            false => Precision::Bf16,
+        },
+        quantize: None,
+        dequantize: !device.is_cpu(),
+        map: true,
+        device: device.clone(),
+    };
+    if path.is_dir() {
+        let files = path.read_dir()?.map(|entry| Ok(entry?.path()));
+        let mut weights = files.collect::<Result<Vec<PathBuf>>>()?;
+        weights.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));
+        weights.sort();
+        return Model::load_hf(&path.join("config.json"), &weights, &options).map_err(Error::wrap);
+    }
+    let content = Content::read(&mut BufReader::new(File::open(path)?))?;
+    Model::load_gguf(path, content, &options).map_err(Error::wrap)
 }
 
 fn print(name: &str, mut values: Vec<f64>) {
@@ -86,8 +125,8 @@ struct Work {
     prompt: usize,
     sequences: usize,
     steps: usize,
-    /// Whether every sequence has a feature of its own clamped.
-    clamped: bool,
+    /// Features that are clamped, each in as many sequences as any other.
+    clamps: usize,
 }
 
 impl Work {
@@ -97,26 +136,27 @@ impl Work {
             prompt,
             sequences: 1,
             steps: 0,
-            clamped: false,
+            clamps: 0,
         }
     }
 
-    fn decode(name: &'static str, sequences: usize, clamped: bool) -> Self {
+    fn decode(name: &'static str, sequences: usize, clamps: usize) -> Self {
         Self {
             name,
             prompt: 32,
             sequences,
             steps: 48,
-            clamped,
+            clamps,
         }
     }
 
     /// Tokens per second.
     fn rate(&self, model: &Model) -> Result<f64> {
-        let mut room = (model.new_cache(self.sequences), Vec::new());
-        let programs = (0..self.sequences)
+        let mut room = (model.new_cache(self.sequences), Scores::default());
+        let programs = (0..self.clamps.max(1))
             .map(|seed| self.program(model, seed))
             .collect::<Result<Vec<_>>>()?;
+        let programs: Vec<_> = programs.iter().cycle().take(self.sequences).collect();
         let first: Vec<u32> = (0..self.prompt as u32).map(|i| 1000 + 7 * i).collect();
         let began = Instant::now();
         let mut next = step(model, &mut room, &programs, 0, &vec![first; self.sequences])?;
@@ -163,10 +203,9 @@ impl Work {
             positions: Positions::all(),
             gate: None,
         };
-        let interventions = if self.clamped {
-            vec![clamp]
-        } else {
-            Vec::new()
+        let interventions = match self.clamps {
+            0 => Vec::new(),
+            _ => vec![clamp],
         };
         let spec = ProgramSpec {
             interventions: &interventions,
@@ -179,8 +218,8 @@ impl Work {
 /// Reads every sequence's tokens and returns its most likely next token.
 fn step(
     model: &Model,
-    (cache, logits): &mut (KvCache, Vec<f32>),
-    programs: &[Program],
+    (cache, scores): &mut (KvCache, Scores),
+    programs: &[&Program],
     start: usize,
     tokens: &[Vec<u32>],
 ) -> Result<Vec<u32>> {
@@ -188,7 +227,10 @@ fn step(
         slot,
         start,
         tokens: tokens.clone(),
-        logits: Logits::Last,
+        logits: match model.prefers_top() {
+            true => Logits::Top(1),
+            false => Logits::Last,
+        },
         shared: None,
     };
     let batch = Batch {
@@ -210,7 +252,11 @@ fn step(
         Participant::new(program, state, tokens)
     });
     let mut hook = StepHook::new(participants.collect());
-    model.forward(&batch, cache, &mut hook, logits)?;
-    let rows = logits.chunks_exact(model.config().vocab_size);
+    model.forward(&batch, cache, &mut hook, scores)?;
+    if model.prefers_top() {
+        let best = scores.top.iter().map(|top| top.candidates[0].0);
+        return Ok(best.collect());
+    }
+    let rows = scores.logits.chunks_exact(model.config().vocab_size);
     Ok(rows.map(argmax).collect())
 }

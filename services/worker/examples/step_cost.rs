@@ -12,7 +12,7 @@ use std::{collections::HashMap, path::Path};
 
 use candle_core::{Device, Error, Result, Tensor, safetensors};
 use steering_worker::model::{
-    Batch, Chunk, LoadOptions, Logits, Model, NoHook, Precision, compute_on_this_thread,
+    Batch, Chunk, LoadOptions, Logits, Model, NoHook, Precision, Scores, compute_on_this_thread,
 };
 
 /// Widths that every format's blocks divide.
@@ -44,7 +44,7 @@ fn main() -> Result<()> {
         let batch = Batch {
             chunks: (0..sequences).map(chunk).collect(),
         };
-        model.forward(&batch, &mut cache, &mut NoHook, &mut Vec::new())?;
+        model.forward(&batch, &mut cache, &mut NoHook, &mut Scores::default())?;
     }
     Ok(())
 }

@@ -32,7 +32,7 @@ use std::{
 use rayon::prelude::*;
 
 use crate::{
-    model::{Batch, KvCache, Logits, Model},
+    model::{Batch, KvCache, Logits, Model, Scores, Top},
     steering::{Participant, StepHook},
     text::TextCodec,
 };
@@ -81,12 +81,22 @@ struct Engine {
     backlog: Backlog,
     running: Vec<Sequence>,
     cache: KvCache,
-    /// Of the last step, row after row.
-    logits: Vec<f32>,
+    /// Of the last step.
+    scores: Scores,
     free_slots: Vec<usize>,
     prefixes: PrefixCache,
     pacer: Pacer,
     closed: bool,
+}
+
+/// What a sequence gets of a step.
+#[derive(Clone, Default)]
+struct Share<'a> {
+    /// Tokens read.
+    read: usize,
+    /// Rows of logits of its lanes.
+    by_lane: [Vec<&'a [f32]>; 2],
+    top: Option<&'a Top>,
 }
 
 impl Engine {
@@ -107,7 +117,7 @@ impl Engine {
             backlog: Backlog::default(),
             running: Vec::new(),
             cache,
-            logits: Vec::new(),
+            scores: Scores::default(),
             free_slots: (0..config.max_sequences).rev().collect(),
             prefixes: PrefixCache::new(config.prefix_cache_bytes),
             pacer: Pacer::new(config.prompt_tokens_per_step, config.max_stall),
@@ -262,35 +272,41 @@ impl Engine {
         let batch = Batch {
             chunks: placed.iter().map(|placed| placed.chunk.clone()).collect(),
         };
-        let logits = &mut self.logits;
+        let scores = &mut self.scores;
         self.model
-            .forward(&batch, &mut self.cache, &mut hook, logits)
+            .forward(&batch, &mut self.cache, &mut hook, scores)
     }
 
     /// Hands every sequence of the step its rows of logits.
     fn advance(&mut self, placed: &[Placed]) {
         let vocabulary = self.model.config().vocab_size;
-        let mut rows = self.logits.chunks_exact(vocabulary);
-        let mut shares: Vec<(usize, [Vec<&[f32]>; 2])> =
-            vec![Default::default(); self.running.len()];
+        let mut rows = self.scores.logits.chunks_exact(vocabulary);
+        let mut tops = self.scores.top.iter();
+        let mut shares = vec![Share::default(); self.running.len()];
         for Placed { member, chunk, .. } in placed {
             let n = chunk.tokens.len();
+            let share = &mut shares[member.sequence];
             let wanted = match chunk.logits {
                 Logits::None => 0,
                 Logits::Last => 1,
                 Logits::From(first) => n - first,
+                Logits::Top(_) => {
+                    share.top = tops.next();
+                    0
+                }
             };
-            let (read, by_lane) = &mut shares[member.sequence];
-            *read = n;
-            by_lane[member.lane] = rows.by_ref().take(wanted).collect();
+            share.read = n;
+            share.by_lane[member.lane] = rows.by_ref().take(wanted).collect();
         }
         // Choosing a token takes a pass over the vocabulary for each sequence.
         self.running
             .par_iter_mut()
             .zip(&shares)
-            .filter(|(_, (n, _))| *n > 0)
-            .for_each(|(sequence, (n, by_lane))| sequence.advance(*n, &by_lane.concat()));
-        let counts: Vec<usize> = shares.into_iter().map(|(n, _)| n).collect();
+            .filter(|(_, share)| share.read > 0)
+            .for_each(|(sequence, share)| {
+                sequence.advance(share.read, &share.by_lane.concat(), share.top);
+            });
+        let counts: Vec<usize> = shares.into_iter().map(|share| share.read).collect();
         for (index, n) in counts.into_iter().enumerate() {
             let Sequence {
                 prompt_len, read, ..

@@ -7,6 +7,9 @@
 mod attention;
 pub mod config;
 mod decoder;
+mod edit;
+#[cfg_attr(not(feature = "cuda"), path = "model/gpu/none.rs")]
+mod gpu;
 mod kernels;
 pub(crate) mod kv_cache;
 mod layers;
@@ -16,11 +19,13 @@ mod rope;
 mod step;
 mod weights;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use steering_proto::HookPoint;
 
 pub use config::{ConfigError, ModelConfig};
 pub use decoder::Model;
+pub use edit::{DeviceEdit, EditRule, Edited, RowEdit};
+pub use gpu::device as cuda_device;
 pub use kernels::argmax;
 pub use kernels::compute_on_this_thread;
 pub(crate) use kernels::{at_least_kth, log_sum_exp};
@@ -75,6 +80,26 @@ pub enum Logits {
     Last,
     /// Those of this token of the chunk, counted from 0, and of all behind it.
     From(usize),
+    /// Of the last token's, so many of the greatest, and whatever is as great; not 0.
+    Top(u32),
+}
+
+/// What a step makes of its tokens.
+#[derive(Debug, Clone, Default)]
+pub struct Scores {
+    /// `[rows, vocab_size]`: a row for each token whose logits the batch asks for.
+    pub logits: Vec<f32>,
+    /// For each chunk that asks for [`Logits::Top`], in order.
+    pub top: Vec<Top>,
+}
+
+/// The greatest of a token's logits.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Top {
+    /// Token ids and logits: those asked for, in no order, and maybe others.
+    pub candidates: Vec<(u32, f32)>,
+    /// ln Σ exp over all logits.
+    pub log_sum_exp: f32,
 }
 
 impl Batch {
@@ -85,15 +110,38 @@ impl Batch {
 
     /// Flat rows whose logits are needed, in order.
     pub(crate) fn logit_rows(&self) -> Vec<u32> {
+        self.rows(|logits, n| match logits {
+            Logits::None | Logits::Top(_) => n..n,
+            Logits::Last => n - 1..n,
+            Logits::From(token) => (token as u32).min(n)..n,
+        })
+    }
+
+    /// Flat rows whose greatest logits are needed, in order.
+    pub(crate) fn top_rows(&self) -> Vec<u32> {
+        self.rows(|logits, n| match logits {
+            Logits::Top(_) => n - 1..n,
+            Logits::None | Logits::Last | Logits::From(_) => n..n,
+        })
+    }
+
+    /// How many of the greatest logits are needed of each of [`Self::top_rows`].
+    pub(crate) fn top_counts(&self) -> Vec<u32> {
+        let count = |chunk: &Chunk| match chunk.logits {
+            Logits::Top(n) => Some(n),
+            Logits::None | Logits::Last | Logits::From(_) => None,
+        };
+        self.chunks.iter().filter_map(count).collect()
+    }
+
+    /// Flat rows of the tokens that are picked of each chunk, by what it asks for and
+    /// how many tokens it has.
+    fn rows(&self, pick: impl Fn(Logits, u32) -> std::ops::Range<u32>) -> Vec<u32> {
         let mut rows = Vec::new();
         let mut first = 0u32;
         for chunk in &self.chunks {
             let n = chunk.tokens.len() as u32;
-            match chunk.logits {
-                Logits::None => {}
-                Logits::Last => rows.push(first + n - 1),
-                Logits::From(token) => rows.extend(first + (token as u32).min(n)..first + n),
-            }
+            rows.extend(pick(chunk.logits, n).map(|row| first + row));
             first += n;
         }
         rows
@@ -115,6 +163,23 @@ pub trait Hook {
         x: &Tensor,
         chunks: &[usize],
     ) -> candle_core::Result<Option<Tensor>>;
+
+    /// The edits of the chunks' rows, row after row, if [`Hook::apply`] would do no
+    /// more than those: the device then makes them where the activations are.
+    fn edits(
+        &self,
+        point: HookPoint,
+        chunks: &[usize],
+        device: &Device,
+    ) -> candle_core::Result<Option<Vec<RowEdit>>> {
+        let _ = (point, chunks, device);
+        Ok(None)
+    }
+
+    /// Learns what came of [`Hook::edits`], one by one.
+    fn edited(&mut self, point: HookPoint, chunks: &[usize], edited: &[Edited]) {
+        let _ = (point, chunks, edited);
+    }
 }
 
 /// A hook that leaves the model as it is.

@@ -10,7 +10,7 @@ use crate::{
     engine::{self, EngineConfig, GenerationDefaults},
     error::WorkerError,
     limits::Bounds,
-    model::{LoadOptions, Model, Precision, read_gguf_header},
+    model::{LoadOptions, Model, Precision, cuda_device, read_gguf_header},
     source::{self, ModelFiles, Progress},
     text::TextCodec,
     worker::Worker,
@@ -162,7 +162,7 @@ fn select_device(name: &str) -> Result<(Device, String), WorkerError> {
     };
     match kind {
         "cpu" => Ok((Device::Cpu, "cpu".to_owned())),
-        "cuda" => Ok((Device::new_cuda(ordinal)?, format!("cuda:{ordinal}"))),
+        "cuda" => Ok((cuda_device(ordinal)?, format!("cuda:{ordinal}"))),
         "metal" => Ok((Device::new_metal(ordinal)?, format!("metal:{ordinal}"))),
         // A CUDA build says so whether or not there is a GPU.
         "auto" if candle_core::utils::cuda_is_available() => select_device("cuda").or_else(|e| {

@@ -49,6 +49,7 @@
 //! its own tokens only.
 
 mod apply;
+mod device;
 mod feature;
 mod gate;
 mod math;

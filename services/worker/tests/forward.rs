@@ -13,7 +13,7 @@ mod sharing;
 use candle_core::Tensor;
 use steering_proto::{HookPoint, Site};
 use steering_worker::model::{
-    Batch, Chunk, Hook, KvCache, LoadOptions, Logits, Model, NoHook, Precision,
+    Batch, Chunk, Hook, KvCache, LoadOptions, Logits, Model, NoHook, Precision, Scores, Top,
 };
 use support::{FAMILIES, Fixture, f32_on_cpu};
 
@@ -52,9 +52,9 @@ fn step(
     hook: &mut dyn Hook,
 ) -> candle_core::Result<Vec<Rows>> {
     let lengths: Vec<usize> = chunks.iter().map(|chunk| chunk.tokens.len()).collect();
-    let mut logits = Vec::new();
-    model.forward(&Batch { chunks }, cache, hook, &mut logits)?;
-    let mut rows = bits(model, &logits).into_iter();
+    let mut scores = Scores::default();
+    model.forward(&Batch { chunks }, cache, hook, &mut scores)?;
+    let mut rows = bits(model, &scores.logits).into_iter();
     Ok(lengths
         .iter()
         .map(|&n| rows.by_ref().take(n).collect())

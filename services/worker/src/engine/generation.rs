@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use super::{
     Event, Finish, FinishReason, SamplingPlan, TokenEvent,
-    sampler::{Sampler, kl_divergence},
+    sampler::{Next, Sampler, kl_divergence},
     sequence::{Sequence, Work},
 };
-use crate::text::{IncrementalDecoder, StopMatcher, TextCodec};
+use crate::{
+    model::{Logits, Top},
+    text::{IncrementalDecoder, StopMatcher, TextCodec},
+};
 
 /// What a sequence that writes needs beyond its tokens.
 #[derive(Debug)]
@@ -20,12 +23,15 @@ pub(super) struct Generation {
     context_length: usize,
     /// Report the divergence from the unsteered model.
     kl_divergence: bool,
+    /// Whether the model is better asked for the greatest logits than for all.
+    takes_top: bool,
 }
 
 impl Generation {
     pub(super) fn new(
         sampling: Arc<SamplingPlan>,
         kl_divergence: bool,
+        takes_top: bool,
         codec: &Arc<TextCodec>,
         context_length: usize,
     ) -> Self {
@@ -36,6 +42,15 @@ impl Generation {
             sampling,
             context_length,
             kl_divergence,
+            takes_top,
+        }
+    }
+
+    /// What the next token is chosen by. Of a twin only all logits will do.
+    pub(super) fn logits(&self, lanes: usize) -> Logits {
+        match self.sampling.top_needed() {
+            Some(n) if self.takes_top && lanes == 1 => Logits::Top(n),
+            _ => Logits::Last,
         }
     }
 
@@ -66,7 +81,7 @@ impl Generation {
 impl Sequence {
     /// Chooses the next token from the logits of the last one, and those of the
     /// unsteered twin if there is one; or ends, if a stop condition fired.
-    pub(super) fn write(&mut self, logits: &[&[f32]]) -> Result<(), String> {
+    pub(super) fn write(&mut self, logits: &[&[f32]], top: Option<&Top>) -> Result<(), String> {
         let Work::Generate(generation) = &mut self.work else {
             return Ok(());
         };
@@ -79,9 +94,10 @@ impl Sequence {
             [steered, unsteered] => kl_divergence(steered, unsteered),
             _ => 0.0, // without interventions there is no twin, and no difference
         });
+        let next = top.map_or_else(|| Next::Logits(logits[0]), Next::Top);
         let choice = generation
             .sampler
-            .choose(logits[0], &self.tokens, &generation.sampling);
+            .choose(next, &self.tokens, &generation.sampling);
         let id = choice.token_id;
         self.tokens.push(id);
         let mut reason = generation.end_after(id, self.tokens.len(), self.prompt_len);

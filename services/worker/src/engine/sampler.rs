@@ -7,7 +7,61 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{SamplingPlan, Strategy};
-use crate::model::{argmax, at_least_kth, log_sum_exp};
+use crate::model::{Top, argmax, at_least_kth, log_sum_exp};
+
+/// What the model says of the next token.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Next<'a> {
+    /// All logits.
+    Logits(&'a [f32]),
+    /// As many of the greatest as the plan [needs](SamplingPlan::top_needed).
+    Top(&'a Top),
+}
+
+impl Next<'_> {
+    fn log_sum_exp(self) -> f32 {
+        match self {
+            Self::Logits(logits) => log_sum_exp(logits),
+            Self::Top(top) => top.log_sum_exp,
+        }
+    }
+
+    fn logit(self, token_id: u32) -> f32 {
+        match self {
+            Self::Logits(logits) => logits[token_id as usize],
+            Self::Top(top) => {
+                let found = top.candidates.iter().find(|(id, _)| *id == token_id);
+                found.map_or(f32::NEG_INFINITY, |(_, logit)| *logit)
+            }
+        }
+    }
+
+    /// Of the greatest, the one that comes first.
+    fn argmax(self) -> u32 {
+        match self {
+            Self::Logits(logits) => argmax(logits),
+            Self::Top(top) => {
+                let first = top.candidates.iter().min_by(|a, b| by_logit(a, b));
+                first.map_or(0, |(id, _)| *id)
+            }
+        }
+    }
+
+    /// Ids and logits that are at least as large as the `k`th largest, the largest
+    /// first; with 0, all.
+    fn at_least_kth(self, k: usize) -> Vec<(u32, f32)> {
+        let mut all = match self {
+            Self::Logits(logits) => at_least_kth(logits, k),
+            Self::Top(top) => top.candidates.clone(),
+        };
+        all.sort_unstable_by(by_logit);
+        // The model gives more than were asked for.
+        if let (Self::Top(_), Some(&(_, least))) = (self, all.get(k.wrapping_sub(1))) {
+            all.retain(|(_, logit)| *logit >= least);
+        }
+        all
+    }
+}
 
 /// A chosen token.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,33 +89,37 @@ impl Sampler {
     }
 
     /// Chooses the token that follows `seen` (prompt and generated).
-    pub(super) fn choose(&mut self, logits: &[f32], seen: &[u32], plan: &SamplingPlan) -> Choice {
-        let normalizer = log_sum_exp(logits);
-        let token_id = self.pick(logits, seen, plan);
-        let top = most_likely(logits, plan.top_logprobs)
+    pub(super) fn choose(&mut self, next: Next<'_>, seen: &[u32], plan: &SamplingPlan) -> Choice {
+        let normalizer = next.log_sum_exp();
+        let token_id = self.pick(next, seen, plan);
+        let top = most_likely(next, plan.top_logprobs)
             .into_iter()
-            .map(|id| (id, logits[id as usize] - normalizer))
+            .map(|(id, logit)| (id, logit - normalizer))
             .collect();
         Choice {
             token_id,
-            logprob: logits[token_id as usize] - normalizer,
+            logprob: next.logit(token_id) - normalizer,
             top,
         }
     }
 
-    fn pick(&mut self, logits: &[f32], seen: &[u32], plan: &SamplingPlan) -> u32 {
-        let penalized = (plan.repetition_penalty != 1.0)
-            .then(|| penalize(logits, seen, plan.repetition_penalty));
-        let logits = penalized.as_deref().unwrap_or(logits);
+    fn pick(&mut self, next: Next<'_>, seen: &[u32], plan: &SamplingPlan) -> u32 {
+        let penalized = match next {
+            Next::Logits(logits) if plan.repetition_penalty != 1.0 => {
+                Some(penalize(logits, seen, plan.repetition_penalty))
+            }
+            Next::Logits(_) | Next::Top(_) => None,
+        };
+        let next = penalized.as_deref().map_or(next, Next::Logits);
         match plan.strategy {
-            Strategy::Greedy => argmax(logits),
+            Strategy::Greedy => next.argmax(),
             Strategy::Sample {
                 temperature,
                 top_k,
                 top_p,
                 min_p,
             } => {
-                let mut candidates = warm(logits, temperature, top_k);
+                let mut candidates = warm(next, temperature, top_k);
                 keep_top_p(&mut candidates, top_p);
                 keep_min_p(&mut candidates, min_p);
                 draw(&candidates, self.rng.random::<f64>())
@@ -90,22 +148,20 @@ fn by_logit(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
-/// Ids of the `n` largest logits, best first.
-fn most_likely(logits: &[f32], n: usize) -> Vec<u32> {
+/// The `n` largest logits and their ids, best first.
+fn most_likely(next: Next<'_>, n: usize) -> Vec<(u32, f32)> {
     if n == 0 {
         return Vec::new();
     }
-    let mut best = at_least_kth(logits, n);
-    best.sort_unstable_by(by_logit);
+    let mut best = next.at_least_kth(n);
     best.truncate(n);
-    best.into_iter().map(|(id, _)| id).collect()
+    best
 }
 
 /// Tokens and their unnormalised probabilities at a temperature, best first.
 /// As transformers, top-k keeps all tokens that tie with the k-th.
-fn warm(logits: &[f32], temperature: f32, top_k: u32) -> Vec<(u32, f64)> {
-    let mut all = at_least_kth(logits, top_k as usize);
-    all.sort_unstable_by(by_logit);
+fn warm(next: Next<'_>, temperature: f32, top_k: u32) -> Vec<(u32, f64)> {
+    let all = next.at_least_kth(top_k as usize);
     let max = all.first().map_or(0.0, |(_, logit)| *logit);
     all.into_iter()
         .map(|(id, logit)| (id, (f64::from(logit - max) / f64::from(temperature)).exp()))
@@ -178,11 +234,41 @@ mod tests {
     }
 
     const LOGITS: [f32; 5] = [0.0, 2.0, 1.0, 2.0, -1.0];
+    const ALL: Next<'_> = Next::Logits(&LOGITS);
+
+    #[test]
+    fn the_greatest_logits_do_where_the_plan_needs_no_more() {
+        let strategies = [
+            Strategy::Greedy,
+            Strategy::Sample {
+                temperature: 0.7,
+                top_k: 3,
+                top_p: 0.9,
+                min_p: 0.05,
+            },
+        ];
+        for strategy in strategies {
+            let plan = plan(strategy);
+            let needed = plan.top_needed().expect("bounded");
+            // One more than that, in any order.
+            let mut candidates = at_least_kth(&LOGITS, needed as usize + 1);
+            candidates.reverse();
+            let top = Top {
+                candidates,
+                log_sum_exp: log_sum_exp(&LOGITS),
+            };
+            let (mut of_all, mut of_top) = (Sampler::new(&plan), Sampler::new(&plan));
+            for _ in 0..50 {
+                let expected = of_all.choose(ALL, &[], &plan);
+                assert_eq!(of_top.choose(Next::Top(&top), &[], &plan), expected);
+            }
+        }
+    }
 
     #[test]
     fn greedy_takes_the_first_of_the_best_and_reports_raw_logprobs() {
         let choice =
-            Sampler::new(&plan(Strategy::Greedy)).choose(&LOGITS, &[], &plan(Strategy::Greedy));
+            Sampler::new(&plan(Strategy::Greedy)).choose(ALL, &[], &plan(Strategy::Greedy));
         assert_eq!(choice.token_id, 1);
         let total: f32 = LOGITS.iter().map(|l| l.exp()).sum();
         assert!((choice.logprob - (2.0 - total.ln())).abs() < 1e-6);
@@ -198,11 +284,11 @@ mod tests {
     #[test]
     fn truncations_keep_what_transformers_keeps() {
         // top-k 1 keeps the tie.
-        assert_eq!(warm(&LOGITS, 1.0, 1).len(), 2);
-        let mut nucleus = warm(&LOGITS, 1.0, 0);
+        assert_eq!(warm(ALL, 1.0, 1).len(), 2);
+        let mut nucleus = warm(ALL, 1.0, 0);
         keep_top_p(&mut nucleus, 0.5);
         assert_eq!(nucleus.iter().map(|c| c.0).collect::<Vec<_>>(), [1, 3]);
-        let mut likely = warm(&LOGITS, 1.0, 0);
+        let mut likely = warm(ALL, 1.0, 0);
         keep_min_p(&mut likely, 0.3);
         assert_eq!(likely.iter().map(|c| c.0).collect::<Vec<_>>(), [1, 3, 2]);
     }
@@ -227,7 +313,7 @@ mod tests {
         let mut sampler = Sampler::new(&plan);
         let mut counts = [0u32; 5];
         for _ in 0..20_000 {
-            counts[sampler.choose(&LOGITS, &[], &plan).token_id as usize] += 1;
+            counts[sampler.choose(ALL, &[], &plan).token_id as usize] += 1;
         }
         let total: f32 = LOGITS.iter().map(|l| l.exp()).sum();
         for (count, logit) in counts.iter().zip(LOGITS) {

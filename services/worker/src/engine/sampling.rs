@@ -164,6 +164,17 @@ impl GenerationDefaults {
 }
 
 impl SamplingPlan {
+    /// How many of the greatest logits are enough to choose the next token and to report
+    /// what is asked for; none if all are needed.
+    pub(super) fn top_needed(&self) -> Option<u32> {
+        let to_choose = match self.strategy {
+            Strategy::Greedy => 1,
+            Strategy::Sample { top_k, .. } => top_k,
+        };
+        let bounded = self.repetition_penalty == 1.0 && to_choose > 0;
+        bounded.then(|| to_choose.max(self.top_logprobs as u32))
+    }
+
     /// Every value in effect, as the wire has it.
     pub fn to_wire(&self) -> v1::Sampling {
         let (do_sample, temperature, top_k, top_p, min_p) = match self.strategy {

@@ -11,7 +11,7 @@ use super::{
     scoring::{MAX_LOGIT_ROWS, Scoring},
 };
 use crate::{
-    model::Logits,
+    model::{Logits, Top},
     steering::{Collected, Program, SteeringState},
     text::TextCodec,
 };
@@ -103,7 +103,9 @@ impl Sequence {
     pub(super) fn logits(&self, n: usize) -> Logits {
         let end = self.read + n;
         match self.work {
-            Work::Generate(_) if end == self.tokens.len() => Logits::Last,
+            Work::Generate(ref generation) if end == self.tokens.len() => {
+                generation.logits(self.lanes.len())
+            }
             Work::Score(_) if end >= self.prompt_len => {
                 Logits::From((self.prompt_len - 1).saturating_sub(self.read))
             }
@@ -113,11 +115,11 @@ impl Sequence {
 
     /// Notes that `n` more tokens were read and goes on: `logits` are the rows
     /// asked for, the variant's before its twin's.
-    pub(super) fn advance(&mut self, n: usize, logits: &[&[f32]]) {
+    pub(super) fn advance(&mut self, n: usize, logits: &[&[f32]], top: Option<&Top>) {
         self.read += n;
         let result = match &self.work {
-            Work::Generate(_) if logits.is_empty() => Ok(()),
-            Work::Generate(_) => self.write(logits),
+            Work::Generate(_) if logits.is_empty() && top.is_none() => Ok(()),
+            Work::Generate(_) => self.write(logits, top),
             Work::Score(_) => {
                 self.score(logits);
                 Ok(())

@@ -71,6 +71,7 @@ impl Engine {
             } => Work::Generate(Box::new(Generation::new(
                 sampling.clone(),
                 *kl_divergence,
+                self.model.prefers_top(),
                 &self.codec,
                 self.config.context_length,
             ))),

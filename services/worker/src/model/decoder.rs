@@ -1,11 +1,15 @@
 //! The decoder stack.
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::{DType, Device, Result, Tensor};
 use steering_proto::{HookPoint, Site};
 
 use super::{
-    Batch, Hook, ModelConfig,
+    Batch, Hook, ModelConfig, Scores, Top,
     attention::Attention,
+    gpu::GpuDecoder,
+    kernels::{at_least_kth, log_sum_exp},
     kv_cache::{KvCache, KvShape},
     layers::{Linear, Mlp, RmsNorm, add},
     matrix::Matrix,
@@ -26,6 +30,8 @@ pub struct Model {
     pub(super) layers: Vec<Layer>,
     pub(super) norm: RmsNorm,
     pub(super) head: Linear,
+    /// Instead of all this, where there is one. One step at a time.
+    pub(super) gpu: Option<Mutex<GpuDecoder>>,
 }
 
 /// One decoder layer.
@@ -90,16 +96,25 @@ impl Model {
         }
     }
 
-    /// Reads a batch of tokens. `logits` becomes `[rows, vocab_size]`, one row
-    /// per token whose logits the batch asks for; a step's are megabytes, so that
-    /// its memory is worth keeping for the next.
+    /// Whether [`super::Logits::Top`] is cheaper than all logits: where they would have to
+    /// be copied from a device.
+    pub fn prefers_top(&self) -> bool {
+        self.gpu.is_some()
+    }
+
+    /// Reads a batch of tokens. `scores` is overwritten; a step's are megabytes, so
+    /// that its memory is worth keeping for the next.
     pub fn forward(
         &self,
         batch: &Batch,
         cache: &mut KvCache,
         hook: &mut dyn Hook,
-        logits: &mut Vec<f32>,
+        scores: &mut Scores,
     ) -> Result<()> {
+        if let Some(gpu) = &self.gpu {
+            let mut gpu = gpu.lock().unwrap_or_else(PoisonError::into_inner);
+            return gpu.forward(self, batch, cache, hook, scores);
+        }
         let step = Step::new(batch, self.layers.len())?;
         let mut pass = Pass {
             rotations: self.rotations(&step)?,
@@ -112,7 +127,18 @@ impl Model {
         for index in 0..self.layers.len() {
             x = pass.layer(index, x)?;
         }
-        self.logits(&x, &batch.logit_rows(), logits)
+        scores.top.clear();
+        let top = batch.top_rows();
+        if !top.is_empty() {
+            self.logits(&x, &top, &mut scores.logits)?;
+            let rows = scores.logits.chunks_exact(self.config.vocab_size);
+            let counts = batch.top_counts();
+            scores.top.extend(rows.zip(counts).map(|(row, n)| Top {
+                candidates: at_least_kth(row, n as usize),
+                log_sum_exp: log_sum_exp(row),
+            }));
+        }
+        self.logits(&x, &batch.logit_rows(), &mut scores.logits)
     }
 
     /// Logit lens of a direction: `W_U · norm(direction)` with the final norm

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use super::ModelConfig;
+use super::{ModelConfig, gpu::address};
 
 /// Buffers hold a multiple of this many positions.
 const GRAIN: usize = 64;
@@ -49,6 +49,10 @@ struct LayerCache {
     values: Tensor,
     /// Positions held, from row 0 on.
     held: Range<usize>,
+    /// Positions that there is room for.
+    capacity: usize,
+    /// Where keys and values are on a GPU; else 0.
+    addresses: [u64; 2],
 }
 
 impl KvCache {
@@ -127,7 +131,22 @@ impl KvCache {
         keys: &Tensor,
         values: &Tensor,
     ) -> Result<()> {
-        let n = keys.dim(1)?;
+        self.make_room(slot, layer, start, keys.dim(1)?)?;
+        let cache = &self.slots[slot][layer];
+        let row = start - cache.held.start;
+        cache.keys.slice_set(&keys.contiguous()?, 1, row)?;
+        cache.values.slice_set(&values.contiguous()?, 1, row)
+    }
+
+    /// Room for the keys and values of `n` tokens from position `start` on, which
+    /// must be the layer's next; the caller writes them.
+    pub(super) fn make_room(
+        &mut self,
+        slot: usize,
+        layer: usize,
+        start: usize,
+        n: usize,
+    ) -> Result<()> {
         let layers = &mut self.slots[slot];
         if layers.is_empty() {
             let capacity = capacity_for(start + n);
@@ -139,16 +158,13 @@ impl KvCache {
             let next = cache.held.end;
             bail!("slot {slot} continues at position {next}, not {start}");
         }
-        if start + n - cache.held.start > cache.capacity() {
+        if start + n - cache.held.start > cache.capacity {
             let first = cache
                 .held
                 .start
                 .max(seen_from(self.shape.windows[layer], start));
             *cache = cache.moved(first, start + n - first, &self.shape)?;
         }
-        let row = start - cache.held.start;
-        cache.keys.slice_set(&keys.contiguous()?, 1, row)?;
-        cache.values.slice_set(&values.contiguous()?, 1, row)?;
         cache.held.end = start + n;
         Ok(())
     }
@@ -158,7 +174,7 @@ impl KvCache {
         let cache = &mut self.slots[slot][layer];
         let next = cache.held.end;
         let rows = rows_kept(self.shape.windows[layer], next);
-        if cache.capacity() > capacity_for(rows) {
+        if cache.capacity > capacity_for(rows) {
             let first = cache
                 .held
                 .start
@@ -173,6 +189,13 @@ impl KvCache {
     pub(super) fn layer(&self, slot: usize, layer: usize) -> (&Tensor, &Tensor, Range<usize>) {
         let cache = &self.slots[slot][layer];
         (&cache.keys, &cache.values, cache.held.clone())
+    }
+
+    /// Where a layer's keys and values are on a GPU, the first position held, and
+    /// the positions that there is room for.
+    pub(super) fn place(&self, slot: usize, layer: usize) -> ([u64; 2], usize, usize) {
+        let cache = &self.slots[slot][layer];
+        (cache.addresses, cache.held.start, cache.capacity)
     }
 }
 
@@ -222,17 +245,21 @@ impl KvShape {
 
     fn allocate(&self, capacity: usize, first: usize) -> Result<LayerCache> {
         let shape = (self.n_kv_heads, capacity, self.head_dim);
-        Ok(LayerCache {
-            keys: Tensor::zeros(shape, self.dtype, &self.device)?,
-            values: Tensor::zeros(shape, self.dtype, &self.device)?,
-            held: first..first,
-        })
+        let keys = Tensor::zeros(shape, self.dtype, &self.device)?;
+        let values = Tensor::zeros(shape, self.dtype, &self.device)?;
+        Ok(LayerCache::new(keys, values, first..first))
     }
 }
 
 impl LayerCache {
-    fn capacity(&self) -> usize {
-        self.keys.dims()[1]
+    fn new(keys: Tensor, values: Tensor, held: Range<usize>) -> Self {
+        Self {
+            capacity: keys.dims()[1],
+            addresses: [address(&keys), address(&values)],
+            keys,
+            values,
+            held,
+        }
     }
 
     fn bytes(&self) -> usize {
@@ -263,11 +290,8 @@ impl LayerCache {
             let row = positions.start.saturating_sub(self.held.start);
             t.narrow(1, row, positions.len())?.force_contiguous()
         };
-        let exact = Self {
-            keys: rows(&self.keys)?,
-            values: rows(&self.values)?,
-            held: positions.clone(),
-        };
+        let (keys, values) = (rows(&self.keys)?, rows(&self.values)?);
+        let exact = Self::new(keys, values, positions.clone());
         match room {
             None => Ok(exact),
             Some(shape) => exact.moved(positions.start, positions.len(), shape),

@@ -108,6 +108,11 @@ impl RmsNorm {
         })
     }
 
+    /// What the normalised is multiplied by, in f32.
+    pub(super) fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
     /// Normalises the last dimension.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if is_native(x) {

@@ -6,6 +6,7 @@ use std::{
     io::{BufReader, Read},
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Mutex,
 };
 
 use candle_core::{DType, Device, quantized::gguf_file::Content};
@@ -17,6 +18,7 @@ use super::{
     attention::Attention,
     config::RopeScaling,
     decoder::Layer,
+    gpu::GpuDecoder,
     layers::{Linear, Mlp, RmsNorm},
     rope::Rope,
     weights::{GgufFile, Loader, Part, SafetensorsFiles, Scheme, Source, Target, WeightsError},
@@ -209,7 +211,8 @@ fn build(
              kept as q8_0 or unquantised"
         );
     }
-    Ok(Model {
+    let mut model = Model {
+        gpu: None,
         ropes: config
             .ropes
             .iter()
@@ -227,7 +230,9 @@ fn build(
             weight: head,
             bias: None,
         },
-    })
+    };
+    model.gpu = GpuDecoder::of(&mut model)?.map(Mutex::new);
+    Ok(model)
 }
 
 fn load_norm(

@@ -31,6 +31,11 @@ impl Rope {
         }
     }
 
+    /// Rotation per position of each pair of components.
+    pub(super) fn inverse_frequencies(&self) -> &[f32] {
+        &self.inverse_frequencies
+    }
+
     /// The rotation of tokens at `positions`. Computed per step: a table for
     /// the whole context would cost gigabytes and be mostly unused.
     pub(super) fn at(&self, positions: &[u32], dtype: DType, device: &Device) -> Result<Rotation> {

@@ -6,6 +6,7 @@ use steering_proto::{
 };
 
 use super::{
+    device::OnDevice,
     feature::{Activated, activate},
     math::{dot, norm, unit},
 };
@@ -13,15 +14,16 @@ use super::{
 /// An edit with its directions prepared.
 #[derive(Debug)]
 pub(super) struct Row {
-    rule: Rule,
+    pub(super) rule: Rule,
     /// Direction the delta is written along, shape `[width]`.
-    write: Vec<f32>,
+    pub(super) write: Vec<f32>,
     /// `‖write‖`.
-    write_norm: f32,
+    pub(super) write_norm: f32,
+    pub(super) device_copy: OnDevice,
 }
 
 #[derive(Debug)]
-enum Rule {
+pub(super) enum Rule {
     Feature {
         feature: std::sync::Arc<SaeFeature>,
         operation: FeatureOperation,
@@ -82,6 +84,7 @@ impl Row {
             rule,
             write,
             write_norm,
+            device_copy: OnDevice::default(),
         }
     }
 

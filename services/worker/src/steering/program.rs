@@ -162,6 +162,25 @@ impl Program {
             || self.capture.is_some_and(|(hook, _)| hook == point)
     }
 
+    /// The hook points at which it reads or edits.
+    pub(super) fn points(&self) -> impl Iterator<Item = HookPoint> {
+        let captured = self.capture.iter().map(|(hook, _)| hook);
+        self.edits
+            .keys()
+            .chain(self.reads.keys())
+            .chain(captured)
+            .copied()
+    }
+
+    /// Whether all that it does at a hook point is to edit, and nothing that is read
+    /// decides about it.
+    pub(super) fn only_edits(&self, point: HookPoint) -> bool {
+        self.reads(point).is_empty()
+            && self.capture.is_none_or(|(hook, _)| hook != point)
+            && !self.telemetry.edit_norms
+            && self.entries(point).iter().all(|entry| entry.gate.is_none())
+    }
+
     /// Whether it leaves the model as it is.
     pub fn is_unsteered(&self) -> bool {
         self.edits.is_empty()

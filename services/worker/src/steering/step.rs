@@ -1,6 +1,8 @@
 //! The programs of all sequences of one step, as one hook.
 
-use candle_core::{DType, Result, Tensor};
+use std::collections::BTreeSet;
+
+use candle_core::{DType, Device, Result, Tensor};
 use steering_proto::{
     HookPoint,
     intervention::Token,
@@ -14,7 +16,7 @@ use super::{
     program::{Entry, Purpose},
     state::Touch,
 };
-use crate::model::Hook;
+use crate::model::{Edited, Hook, RowEdit};
 
 /// A sequence's part in one step.
 #[derive(Debug)]
@@ -40,20 +42,24 @@ impl<'a> Participant<'a> {
 #[derive(Debug)]
 pub struct StepHook<'a> {
     participants: Vec<Participant<'a>>,
+    /// Where any of them reads or edits.
+    points: BTreeSet<HookPoint>,
 }
 
 impl<'a> StepHook<'a> {
     /// One participant per chunk of the batch, in the same order.
     pub fn new(participants: Vec<Participant<'a>>) -> Self {
-        Self { participants }
+        let points = participants.iter().flat_map(|p| p.program.points());
+        Self {
+            points: points.collect(),
+            participants,
+        }
     }
 }
 
 impl Hook for StepHook<'_> {
     fn wants(&self, point: HookPoint) -> bool {
-        self.participants
-            .iter()
-            .any(|participant| participant.program.touches(point))
+        self.points.contains(&point)
     }
 
     /// Rows without an edit come back bit for bit: every dtype of the model
@@ -84,6 +90,65 @@ impl Hook for StepHook<'_> {
             .to_dtype(x.dtype())
             .map(Some)
     }
+
+    fn edits(
+        &self,
+        point: HookPoint,
+        chunks: &[usize],
+        device: &Device,
+    ) -> Result<Option<Vec<RowEdit>>> {
+        let mut edits = Vec::new();
+        let mut first = 0;
+        for &chunk in chunks {
+            let participant = &self.participants[chunk];
+            let program = participant.program;
+            if program.touches(point) && !program.only_edits(point) {
+                return Ok(None);
+            }
+            for (index, entry) in entries(program, &participant.tokens, point) {
+                edits.push(RowEdit {
+                    row: first + index,
+                    edit: entry.row.on_device(device)?,
+                });
+            }
+            first += participant.tokens.len();
+        }
+        Ok(Some(edits))
+    }
+
+    fn edited(&mut self, point: HookPoint, chunks: &[usize], edited: &[Edited]) {
+        let mut edited = edited.iter();
+        for &chunk in chunks {
+            let Participant {
+                program,
+                state,
+                tokens,
+            } = &mut self.participants[chunk];
+            for (index, entry) in entries(program, tokens, point) {
+                let Some(Edited { delta_norm, norm }) = edited.next() else {
+                    return;
+                };
+                state.touches[entry.intervention].push(Touch {
+                    position: tokens[index].position,
+                    changed: *delta_norm > 0.0,
+                    relative_delta: delta_norm / norm.max(f32::MIN_POSITIVE),
+                });
+            }
+        }
+    }
+}
+
+/// The ungated edits of tokens at a hook point, token after token.
+fn entries<'a>(
+    program: &'a Program,
+    tokens: &'a [Token],
+    point: HookPoint,
+) -> impl Iterator<Item = (usize, &'a Entry)> {
+    let entries = program.entries(point);
+    tokens.iter().enumerate().flat_map(move |(index, token)| {
+        let applies = move |entry: &&Entry| entry.positions.contains(*token);
+        entries.iter().filter(applies).map(move |e| (index, e))
+    })
 }
 
 impl Participant<'_> {

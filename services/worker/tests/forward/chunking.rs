@@ -68,16 +68,40 @@ fn logits_from_a_token_on_are_the_last_rows() {
                 chunks: vec![chunk],
             };
             // What was there before is gone.
-            let mut logits = vec![1.0; 3];
+            let mut scores = Scores {
+                logits: vec![1.0; 3],
+                top: vec![Top::default(); 2],
+            };
             let mut cache = model.new_cache(1);
-            let read = model.forward(&batch, &mut cache, &mut NoHook, &mut logits);
+            let read = model.forward(&batch, &mut cache, &mut NoHook, &mut scores);
             read.expect("forward");
-            bits(model, &logits)
+            if let Logits::Top(n) = logits {
+                let [top] = &scores.top[..] else {
+                    panic!("one chunk, one token");
+                };
+                let last: Vec<f32> = all[11].iter().map(|v| f32::from_bits(*v)).collect();
+                let mut sorted = last.clone();
+                sorted.sort_by(|a, b| b.total_cmp(a));
+                for (id, logit) in (0u32..).zip(&last) {
+                    let wanted = *logit >= sorted[n as usize - 1];
+                    assert_eq!(top.candidates.contains(&(id, *logit)), wanted, "{family}");
+                }
+                let sum: f64 = last.iter().map(|v| f64::from(*v).exp()).sum();
+                assert!(
+                    (f64::from(top.log_sum_exp) - sum.ln()).abs() < 1e-5,
+                    "{family}"
+                );
+            } else {
+                assert!(scores.top.is_empty());
+            }
+            bits(model, &scores.logits)
         };
         same(&rows(Logits::From(7)), &all[7..].to_vec(), family);
         same(&rows(Logits::Last), &all[11..].to_vec(), family);
         assert!(rows(Logits::From(12)).is_empty());
         assert!(rows(Logits::None).is_empty());
+        assert!(rows(Logits::Top(1)).is_empty());
+        assert!(rows(Logits::Top(7)).is_empty());
     });
 }
 

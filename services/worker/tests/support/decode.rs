@@ -2,7 +2,7 @@
 
 use steering_proto::intervention::Token;
 use steering_worker::{
-    model::{Batch, Chunk, KvCache, Logits, Model},
+    model::{Batch, Chunk, KvCache, Logits, Model, Scores},
     steering::{Participant, Program, ProgramSpec, SteeringState, StepHook},
 };
 
@@ -124,10 +124,10 @@ pub(crate) fn decode(
         }
         let batch = Batch { chunks };
         let mut hook = StepHook::new(participants);
-        let mut logits = Vec::new();
-        let read = model.forward(&batch, cache, &mut hook, &mut logits);
+        let mut scores = Scores::default();
+        let read = model.forward(&batch, cache, &mut hook, &mut scores);
         read.expect("forward");
-        let mut rows = logits.chunks_exact(model.config().vocab_size);
+        let mut rows = scores.logits.chunks_exact(model.config().vocab_size);
         for run in runs.iter_mut().filter(|run| !run.done()) {
             run.read += run.next(prompt_chunk);
             if run.read >= run.case.prompt_token_ids.len() {

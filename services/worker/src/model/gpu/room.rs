@@ -1,0 +1,107 @@
+//! Memory of a step.
+
+use candle_core::Result;
+use half::bf16;
+
+use super::{
+    FEW_ROWS, GpuDecoder, MOST_SPLITS, SPLIT_ROWS,
+    launch::{Address, Buffer},
+    scores::{self, Found},
+};
+use crate::model::{Batch, ModelConfig};
+
+/// Memory of a step, kept for the next.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    x: Buffer,
+    joined: Buffer,
+    normed: Buffer,
+    added: Buffer,
+    qkv: Buffer,
+    z: Buffer,
+    gate_up: Buffer,
+    mlp: Buffer,
+    partial: Buffer,
+    arrived: Buffer,
+    head_in: Buffer,
+    logits: Buffer,
+    parts: Buffer,
+    best: Buffer,
+    candidates: Buffer,
+    pub(super) touches: Buffer,
+    pub(super) tables: Buffer,
+}
+
+/// Addresses of the step's memory.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    pub(super) x: Address,
+    pub(super) joined: Address,
+    pub(super) normed: Address,
+    pub(super) added: Address,
+    pub(super) qkv: Address,
+    pub(super) z: Address,
+    pub(super) gate_up: Address,
+    pub(super) mlp: Address,
+    pub(super) partial: Address,
+    pub(super) arrived: Address,
+    pub(super) head_in: Address,
+    pub(super) logits: Address,
+    pub(super) parts: Address,
+    pub(super) best: Address,
+    pub(super) candidates: Address,
+    pub(super) touches: Address,
+}
+
+impl Buffers {
+    /// After a step that failed, whose kernels may not have counted to the end.
+    pub(super) fn forget_counters(&mut self) {
+        self.arrived = Buffer::default();
+    }
+}
+
+impl Room {
+    pub(super) fn new(decoder: &mut GpuDecoder, c: &ModelConfig, batch: &Batch) -> Result<Self> {
+        let (gpu, b) = (&decoder.gpu, &mut decoder.buffers);
+        let n = batch.n_tokens();
+        let scored = batch.logit_rows().len() + batch.top_rows().len();
+        let qkv = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim;
+        let split_rows = n.min(SPLIT_ROWS);
+        let partial = split_rows * c.n_heads * MOST_SPLITS * (c.head_dim + 2) * size_of::<f32>();
+        let row = size_of::<bf16>();
+        // Ids of tokens and rows pass through the logits' room.
+        let logits = (scored * c.vocab_size).max(n) * size_of::<f32>();
+        let gate_up = if n > FEW_ROWS {
+            2 * n * c.d_mlp * row
+        } else {
+            0
+        };
+        Ok(Self {
+            x: b.x.room(gpu, n * c.d_model * row)?,
+            joined: b.joined.room(gpu, n * c.d_model * row)?,
+            normed: b.normed.room(gpu, n * c.d_model * row)?,
+            added: b.added.room(gpu, n * c.d_model * row)?,
+            qkv: b.qkv.room(gpu, n * qkv * row)?,
+            z: b.z.room(gpu, n * c.z_width() * row)?,
+            gate_up: b.gate_up.room(gpu, gate_up)?,
+            mlp: b.mlp.room(gpu, n * c.d_mlp * row)?,
+            partial: b.partial.room(gpu, partial)?,
+            arrived: b
+                .arrived
+                .cleared(gpu, SPLIT_ROWS * attention_blocks(c) * size_of::<u32>())?,
+            head_in: b.head_in.room(gpu, scored * c.d_model * row)?,
+            logits: b.logits.room(gpu, logits)?,
+            parts: b
+                .parts
+                .room(gpu, scored * scores::PARTS * size_of::<Found>())?,
+            best: b.best.room(gpu, scored * size_of::<Found>())?,
+            candidates: b.candidates.room(gpu, scores::candidate_bytes(scored))?,
+            touches: 0,
+        })
+    }
+}
+
+/// Blocks of attention for a row: two query heads each.
+pub(super) fn attention_blocks(c: &ModelConfig) -> usize {
+    c.n_kv_heads * (c.n_heads / c.n_kv_heads).div_ceil(2)
+}
