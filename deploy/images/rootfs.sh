@@ -15,8 +15,11 @@ strip "$root/usr/bin/$(basename "$binary")"
 libraries=$(ldd "$binary" | grep -v 'libcuda\.so' | sed -nE 's/^.*[[:space:]](\/[^ ]+) \(0x.*$/\1/p')
 if ldd "$binary" | grep -v 'libcuda\.so' | grep 'not found'; then exit 1; fi
 for library in $libraries; do
-    mkdir -p "$root$(dirname "$library")"
+    folder=$(dirname "$library")
+    mkdir -p "$root$folder"
     cp -L "$library" "$root$library"
+    # NVIDIA's run-time compiler opens its other half by name.
+    case $library in */libnvrtc.so.*) cp -L "$folder"/libnvrtc-builtins.so.*.* "$root$folder/" ;; esac
 done
 
 cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"

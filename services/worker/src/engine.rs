@@ -108,6 +108,7 @@ impl Engine {
         gauges: Arc<Gauges>,
     ) -> Self {
         let cache = model.new_cache(config.max_sequences);
+        let grain = model.prompt_grain();
         Self {
             model,
             codec,
@@ -120,7 +121,7 @@ impl Engine {
             scores: Scores::default(),
             free_slots: (0..config.max_sequences).rev().collect(),
             prefixes: PrefixCache::new(config.prefix_cache_bytes),
-            pacer: Pacer::new(config.prompt_tokens_per_step, config.max_stall),
+            pacer: Pacer::new(config.prompt_tokens_per_step, config.max_stall, grain),
             closed: false,
         }
     }

@@ -23,12 +23,16 @@ pub(super) struct Pacer {
     max_tokens: usize,
     /// Share of a decode step by which prompts may lengthen it.
     max_stall: f64,
+    /// Prompt rows that cost hardly more than one.
+    grain: usize,
     /// Seconds of a step that only decodes, and its rows.
     decode: Option<(f64, f64)>,
     /// Seconds of one more prompt row.
     prompt_row: Option<f64>,
     /// Steps of both since the last that only decoded.
     mixed: u32,
+    /// By how much steps of both were longer than those that only decoded have paid for.
+    debt: f64,
 }
 
 /// What a step was made of.
@@ -40,13 +44,15 @@ pub(super) struct StepCost {
 }
 
 impl Pacer {
-    pub(super) fn new(max_tokens: usize, max_stall: f64) -> Self {
+    pub(super) fn new(max_tokens: usize, max_stall: f64, grain: usize) -> Self {
         Self {
             max_tokens,
             max_stall,
+            grain: grain.clamp(1, max_tokens),
             decode: None,
             prompt_row: None,
             mixed: 0,
+            debt: 0.0,
         }
     }
 
@@ -66,6 +72,11 @@ impl Pacer {
             return CAUTIOUS.min(self.max_tokens);
         };
         let affordable = crowd * crowd * self.max_stall * decode / row.max(1e-9);
+        if (affordable as usize) < self.grain {
+            // As many as are worth it, once in a while.
+            let paid = self.grain == 1 || self.debt <= 0.0;
+            return if paid { self.grain } else { 0 };
+        }
         (affordable as usize).clamp(1, self.max_tokens)
     }
 
@@ -77,6 +88,13 @@ impl Pacer {
             took,
         } = step;
         let seconds = took.as_secs_f64();
+        if let Some(decode) = self.decode_cost(decode_rows) {
+            let longer = (seconds - decode).max(0.0);
+            self.debt = match prompt_rows {
+                0 => (self.debt - self.max_stall * decode).max(0.0),
+                _ => self.debt + longer - self.max_stall * decode,
+            };
+        }
         if prompt_rows == 0 {
             let rows = decode_rows as f64;
             self.decode = Some(match self.decode {
@@ -128,12 +146,12 @@ mod tests {
 
     #[test]
     fn prompts_alone_take_all_there_is() {
-        assert_eq!(Pacer::new(512, 0.25).prompt_budget(0, 1), 512);
+        assert_eq!(Pacer::new(512, 0.25, 1).prompt_budget(0, 1), 512);
     }
 
     #[test]
     fn beside_others_they_take_their_share_of_the_time() {
-        let mut pacer = Pacer::new(512, 0.25);
+        let mut pacer = Pacer::new(512, 0.25, 1);
         assert_eq!(pacer.prompt_budget(16, 1), CAUTIOUS);
         pacer.observe(step(16, 0, 100));
         pacer.observe(step(16, 10, 120)); // 2 ms a row
@@ -144,7 +162,7 @@ mod tests {
 
     #[test]
     fn many_do_not_wait_for_one() {
-        let mut pacer = Pacer::new(512, 0.25);
+        let mut pacer = Pacer::new(512, 0.25, 1);
         pacer.observe(step(2, 0, 100));
         pacer.observe(step(2, 10, 120)); // 2 ms a row
         assert_eq!(pacer.prompt_budget(2, 2), 12);
@@ -155,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_slower_machine_does_not_starve_prompts() {
-        let mut pacer = Pacer::new(512, 0.25);
+        let mut pacer = Pacer::new(512, 0.25, 1);
         pacer.observe(step(0, 100, 100)); // 1 ms a row
         pacer.observe(step(16, 0, 100));
         assert_eq!(pacer.prompt_budget(16, 1), 25);
@@ -167,9 +185,30 @@ mod tests {
         assert!((24..=25).contains(&pacer.prompt_budget(16, 1)));
     }
 
+    /// A step with any prompt takes 2 ms more, and 10 µs for each row.
+    #[test]
+    fn where_few_rows_cost_as_much_as_many_they_come_many_at_a_time() {
+        let mut pacer = Pacer::new(512, 0.2, 128);
+        let (mut steps, mut read, mut seconds) = (0, 0, 0.0);
+        while read < 2000 {
+            let rows = pacer.prompt_budget(16, 1);
+            let micros = 2500 + if rows > 0 { 2000 + 10 * rows as u64 } else { 0 };
+            pacer.observe(StepCost {
+                decode_rows: 16,
+                prompt_rows: rows,
+                took: Duration::from_micros(micros),
+            });
+            read += rows;
+            steps += 1;
+            seconds += micros as f64 / 1e6;
+        }
+        assert!(steps < 150, "{steps} steps");
+        assert!(seconds / f64::from(steps) < 1.3 * 2.5e-3, "{seconds} s");
+    }
+
     #[test]
     fn a_free_row_does_not_divide_by_zero() {
-        let mut pacer = Pacer::new(512, 0.25);
+        let mut pacer = Pacer::new(512, 0.25, 1);
         pacer.observe(step(4, 0, 100));
         pacer.observe(step(4, 8, 90));
         assert_eq!(pacer.prompt_budget(4, 1), 512);

@@ -102,6 +102,12 @@ impl Model {
         self.gpu.is_some()
     }
 
+    /// Prompt tokens that cost hardly more than one beside sequences that decode: on a
+    /// GPU, more rows than a few take another kind of product.
+    pub fn prompt_grain(&self) -> usize {
+        if self.gpu.is_some() { 128 } else { 1 }
+    }
+
     /// Reads a batch of tokens. `scores` is overwritten; a step's are megabytes, so
     /// that its memory is worth keeping for the next.
     pub fn forward(

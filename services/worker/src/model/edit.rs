@@ -39,6 +39,7 @@ pub struct EditRule {
 
 /// An edit on a device.
 #[derive(Debug)]
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "what GPUs read"))]
 pub struct DeviceEdit {
     pub(super) rule: EditRule,
     /// `[2, width]` in f32: what is read, what is written.

@@ -193,6 +193,7 @@ impl KvCache {
 
     /// Where a layer's keys and values are on a GPU, the first position held, and
     /// the positions that there is room for.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "what GPUs read"))]
     pub(super) fn place(&self, slot: usize, layer: usize) -> ([u64; 2], usize, usize) {
         let cache = &self.slots[slot][layer];
         (cache.addresses, cache.held.start, cache.capacity)

@@ -109,6 +109,7 @@ impl RmsNorm {
     }
 
     /// What the normalised is multiplied by, in f32.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "what GPUs read"))]
     pub(super) fn weight(&self) -> &Tensor {
         &self.weight
     }

@@ -32,6 +32,7 @@ impl Rope {
     }
 
     /// Rotation per position of each pair of components.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "what GPUs read"))]
     pub(super) fn inverse_frequencies(&self) -> &[f32] {
         &self.inverse_frequencies
     }

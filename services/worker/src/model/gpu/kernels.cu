@@ -3,7 +3,7 @@
 //
 // Activations and weights are bfloat16, sums are float. Rounding is where
 // transformers rounds, but for what is never stored: scores, attention weights
-// and logits stay float. Structs are those of `launch.rs`.
+// and logits stay float. Structs are those of `parameters.rs` and `tables.rs`.
 
 typedef unsigned short bf16;
 typedef unsigned int u32;
