@@ -80,7 +80,8 @@ pub enum Logits {
     Last,
     /// Those of this token of the chunk, counted from 0, and of all behind it.
     From(usize),
-    /// Of the last token's, so many of the greatest, and whatever is as great; not 0.
+    /// Of the last token's, so many of the greatest, and whatever is as great; not 0. Of
+    /// one, the first will do.
     Top(u32),
 }
 
@@ -176,7 +177,8 @@ pub trait Hook {
         Ok(None)
     }
 
-    /// Learns what came of [`Hook::edits`], one by one.
+    /// Learns what came of [`Hook::edits`], one by one: at the end of the step, or
+    /// earlier, but maybe after later hook points were seen.
     fn edited(&mut self, point: HookPoint, chunks: &[usize], edited: &[Edited]) {
         let _ = (point, chunks, edited);
     }

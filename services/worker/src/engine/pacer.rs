@@ -12,11 +12,15 @@ const CAUTIOUS: usize = 16;
 /// fewer would be read, and look dearer yet.
 const REMEASURE: u32 = 8;
 
+/// Most steps that only decode which a step of both has to wait for: a hiccup of the
+/// machine does not keep prompts waiting.
+const PATIENCE: f64 = 64.0;
+
 /// Learns what steps cost, and bounds the prompt tokens of a step so that they
 /// lengthen the step of those who decode by a given share at most.
 ///
-/// What is measured decides how long a prompt takes, never what is generated:
-/// a token's activations do not depend on how a prompt is cut into steps.
+/// What is measured decides how long a prompt takes. On the CPU it never decides what is
+/// generated: a token's activations do not depend on how a prompt is cut into steps.
 #[derive(Debug)]
 pub(super) struct Pacer {
     /// Most prompt tokens in one step.
@@ -31,7 +35,8 @@ pub(super) struct Pacer {
     prompt_row: Option<f64>,
     /// Steps of both since the last that only decoded.
     mixed: u32,
-    /// By how much steps of both were longer than those that only decoded have paid for.
+    /// Seconds by which the last step of both was longer, less what steps that only
+    /// decoded have paid for since.
     debt: f64,
 }
 
@@ -89,10 +94,11 @@ impl Pacer {
         } = step;
         let seconds = took.as_secs_f64();
         if let Some(decode) = self.decode_cost(decode_rows) {
-            let longer = (seconds - decode).max(0.0);
-            self.debt = match prompt_rows {
-                0 => (self.debt - self.max_stall * decode).max(0.0),
-                _ => self.debt + longer - self.max_stall * decode,
+            let (longer, paid) = ((seconds - decode).max(0.0), self.max_stall * decode);
+            self.debt = match (decode_rows, prompt_rows) {
+                (0, _) => 0.0, // nobody was held up
+                (_, 0) => self.debt - paid,
+                _ => longer.min(PATIENCE * paid) - paid,
             };
         }
         if prompt_rows == 0 {
@@ -204,6 +210,22 @@ mod tests {
         }
         assert!(steps < 150, "{steps} steps");
         assert!(seconds / f64::from(steps) < 1.3 * 2.5e-3, "{seconds} s");
+    }
+
+    #[test]
+    fn prompts_wait_for_nobody_and_not_for_ever() {
+        let mut pacer = Pacer::new(512, 0.2, 128);
+        pacer.observe(step(16, 0, 3));
+        for _ in 0..1000 {
+            pacer.observe(step(0, 512, 10));
+        }
+        pacer.observe(step(16, 16, 5000)); // a hiccup
+        let waited = (0..100).take_while(|_| {
+            let waits = pacer.prompt_budget(16, 1) == 0;
+            pacer.observe(step(16, 0, 3));
+            waits
+        });
+        assert!(waited.count() <= PATIENCE as usize);
     }
 
     #[test]

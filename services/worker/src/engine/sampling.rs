@@ -169,6 +169,8 @@ impl SamplingPlan {
     pub(super) fn top_needed(&self) -> Option<u32> {
         let to_choose = match self.strategy {
             Strategy::Greedy => 1,
+            // What ties with the greatest is a candidate too.
+            Strategy::Sample { top_k: 1, .. } => 2,
             Strategy::Sample { top_k, .. } => top_k,
         };
         let bounded = self.repetition_penalty == 1.0 && to_choose > 0;

@@ -105,7 +105,8 @@ impl Model {
     /// Prompt tokens that cost hardly more than one beside sequences that decode: on a
     /// GPU, more rows than a few take another kind of product.
     pub fn prompt_grain(&self) -> usize {
-        if self.gpu.is_some() { 128 } else { 1 }
+        const ON_A_GPU: usize = 128;
+        if self.gpu.is_some() { ON_A_GPU } else { 1 }
     }
 
     /// Reads a batch of tokens. `scores` is overwritten; a step's are megabytes, so

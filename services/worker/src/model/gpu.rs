@@ -1,11 +1,14 @@
 //! The decoder on an NVIDIA GPU in bf16, by kernels of our own (`kernels.cu`) and
-//! cuBLAS: a handful of launches for each layer, nothing allocated, edits where the
-//! activations are, and of greedy sequences only the tokens come back.
+//! cuBLAS: a handful of launches for each layer, in memory that is kept, edits where
+//! the activations are, and of sequences that need no more only the greatest logits
+//! come back.
 //!
 //! Models that [do not fit](weights::fits) run by the tensor library, operation by
 //! operation. Both round where transformers rounds, but here scores, attention
-//! weights and logits are not rounded at all. Up to [`FEW_ROWS`] rows a token's
-//! numbers are the same bit for bit whatever other rows are in the step.
+//! weights and logits are not rounded at all, and a bias is rounded with its sum
+//! where there are few rows. In steps of up to [`FEW_ROWS`] rows, none of which sees
+//! more than [`SPLIT`] · [`MOST_SPLITS`] positions, a token's numbers are the same bit
+//! for bit whatever the other rows are.
 
 mod between;
 mod launch;
@@ -33,6 +36,8 @@ use weights::LayerWeights;
 
 /// Rows of a step that are multiplied by our own kernels, 8 or 16 at a time.
 const FEW_ROWS: usize = 16;
+/// Rows of a step: what a grid takes.
+const MOST_ROWS: usize = 65_535;
 /// Rows of a step whose attention is shared among blocks: more fill the GPU.
 const SPLIT_ROWS: usize = 64;
 /// Positions of one such block.
@@ -82,13 +87,21 @@ impl GpuDecoder {
             tracing::warn!("this model runs on the GPU by the tensor library, which is slower");
             return Ok(None);
         }
-        let Some(gpu) = Gpu::new(device)? else {
-            tracing::warn!(
-                "kernels need a GPU of compute capability 8.0; using the tensor library"
-            );
-            return Ok(None);
+        let ready = Gpu::new(device).and_then(|gpu| {
+            let ready = gpu.map(|gpu| Ok((Kernels::new(&gpu, model.config.head_dim)?, gpu)));
+            ready.transpose()
+        });
+        let (kernels, gpu) = match ready {
+            Ok(Some(ready)) => ready,
+            Ok(None) => {
+                tracing::warn!("kernels need compute capability 8.0; using the tensor library");
+                return Ok(None);
+            }
+            Err(e) => {
+                tracing::warn!("using the tensor library, which is slower: {e}");
+                return Ok(None);
+            }
         };
-        let kernels = Kernels::new(&gpu, model.config.head_dim)?;
         let mut layers = Vec::with_capacity(model.layers.len());
         for (layer, config) in model.layers.iter_mut().zip(&model.config.layers) {
             layers.push(LayerWeights::of(layer, config.window, config.rope)?);
@@ -100,9 +113,9 @@ impl GpuDecoder {
         Ok(Some(Self {
             kernels,
             layers,
-            final_norm: address(model.norm.weight()),
-            embedding: address(weights::dense(&model.embedding)?),
-            head: address(weights::dense(&model.head.weight)?),
+            final_norm: weights::located(model.norm.weight())?,
+            embedding: weights::located(weights::dense(&model.embedding)?)?,
+            head: weights::located(weights::dense(&model.head.weight)?)?,
             frequencies: frequencies.collect::<Result<_>>()?,
             buffers: Buffers::default(),
             gpu,
@@ -121,18 +134,18 @@ impl GpuDecoder {
         self.gpu.bind()?;
         let n_layers = self.layers.len();
         let step = Step::new(batch, n_layers)?;
+        if batch.n_tokens() > MOST_ROWS {
+            candle_core::bail!("{} rows; a step may have {MOST_ROWS}", batch.n_tokens());
+        }
         let vocabulary = model.config.vocab_size as u32;
         let mut ids = batch.chunks.iter().flat_map(|chunk| &chunk.tokens);
         if let Some(id) = ids.find(|&&id| id >= vocabulary) {
             candle_core::bail!("no token {id} among {vocabulary}");
         }
         let spans = tables::spans(batch, cache, n_layers)?;
-        let pass = Pass::new(self, &model.config, batch, step, &spans)?;
-        if let Err(e) = pass.run(hook, scores) {
-            // Its counters may not be back at zero.
-            self.buffers.forget_counters();
-            return Err(e);
-        }
+        Pass::new(self, &model.config, batch, step, &spans)?.run(hook, scores)?;
+        // Steps that read nothing back are over too: they are timed, and fail as themselves.
+        self.gpu.wait()?;
         for chunk in &batch.chunks {
             for layer in 0..n_layers {
                 cache.trim(chunk.slot, layer)?;

@@ -74,12 +74,12 @@ impl Pass<'_> {
     fn join(&mut self, hook: &mut dyn Hook, layers: usize) -> Result<()> {
         self.end_part(hook)?;
         let Some(rows) = self.step.join(layers) else {
-            return Ok(());
+            candle_core::bail!("no chunk joins after {layers} layers");
         };
         self.begin_part(hook, Some(layers))?;
-        self.decoder.gpu.write(&rows, self.room.logits)?;
+        self.decoder.gpu.write(&rows, self.room.ids)?;
         let (from, to) = (self.room.x, self.room.joined);
-        self.gather(from, self.room.logits, to, rows.len(), 1.0)?;
+        self.gather(from, self.room.ids, to, rows.len(), 1.0)?;
         std::mem::swap(&mut self.room.x, &mut self.room.joined);
         Ok(())
     }
@@ -122,6 +122,9 @@ impl Pass<'_> {
         let Some(edited) = hook.apply(point, &rows, &self.tables.active)? else {
             return Ok(());
         };
+        if edited.dims() != rows.dims() {
+            candle_core::bail!("the hook made {:?} of {:?}", edited.dims(), rows.dims());
+        }
         let edited: Vec<bf16> = edited.to_dtype(DType::BF16)?.flatten_all()?.to_vec1()?;
         self.decoder.gpu.write(&edited, x)
     }

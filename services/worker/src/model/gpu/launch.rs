@@ -166,6 +166,11 @@ impl Gpu {
         .map_err(candle_core::Error::wrap)
     }
 
+    /// Until all that has been launched is done.
+    pub(super) fn wait(&self) -> Result<()> {
+        self.stream.synchronize().w()
+    }
+
     /// Copies from the device, after all that has been launched.
     pub(super) fn read<T: bytemuck::Pod>(&self, from: Address, to: &mut [T]) -> Result<()> {
         if !to.is_empty() {
@@ -173,7 +178,7 @@ impl Gpu {
             #[allow(unsafe_code)]
             unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.w()?;
         }
-        self.stream.synchronize().w()
+        self.wait()
     }
 
     /// Copies to the device.

@@ -116,7 +116,7 @@ impl<'a> Pass<'a> {
             .skip_while(|point| joined.is_some() && !begins(point))
             .take_while(|point| !ends(point));
         for point in part {
-            tables.ask(hook, point, &self.decoder.gpu)?;
+            tables.ask(hook, point, self.width(point.site), &self.decoder.gpu)?;
         }
         self.spans_at = tables.push(self.spans);
         let mut rows = self.batch.logit_rows();
@@ -129,6 +129,13 @@ impl<'a> Pass<'a> {
         self.room.touches = decoder.buffers.touches.room(&decoder.gpu, touches)?;
         self.tables = tables;
         Ok(())
+    }
+
+    fn width(&self, site: Site) -> usize {
+        match site {
+            Site::Z => self.config.z_width(),
+            Site::ResidPre | Site::AttnOut | Site::MlpOut | Site::ResidPost => self.config.d_model,
+        }
     }
 
     /// Reports what came of the edits since the part's beginning.
@@ -146,15 +153,14 @@ impl<'a> Pass<'a> {
         let spans = self.step.spans();
         let tokens = spans.iter().flat_map(|span| &span.chunk.tokens);
         let ids: Vec<u32> = tokens.copied().collect();
-        // Not in the tables: they are needed once, and these are already there.
-        self.decoder.gpu.write(&ids, self.room.logits)?;
+        self.decoder.gpu.write(&ids, self.room.ids)?;
         let width = self.config.d_model;
         let factor = match self.config.scale_embeddings {
             // Rounded to the model's type first, as transformers does.
             true => bf16::from_f32((width as f64).sqrt() as f32).to_f32(),
             false => 1.0,
         };
-        let (from, with) = (self.decoder.embedding, self.room.logits);
+        let (from, with) = (self.decoder.embedding, self.room.ids);
         self.gather(from, with, self.room.x, ids.len(), factor)
     }
 

@@ -13,6 +13,7 @@ use crate::model::{Batch, ModelConfig};
 /// Memory of a step, kept for the next.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
+    ids: Buffer,
     x: Buffer,
     joined: Buffer,
     normed: Buffer,
@@ -35,6 +36,8 @@ pub(super) struct Buffers {
 /// Addresses of the step's memory.
 #[derive(Debug, Default)]
 pub(super) struct Room {
+    /// Of tokens or rows.
+    pub(super) ids: Address,
     pub(super) x: Address,
     pub(super) joined: Address,
     pub(super) normed: Address,
@@ -53,30 +56,28 @@ pub(super) struct Room {
     pub(super) touches: Address,
 }
 
-impl Buffers {
-    /// After a step that failed, whose kernels may not have counted to the end.
-    pub(super) fn forget_counters(&mut self) {
-        self.arrived = Buffer::default();
-    }
-}
-
 impl Room {
     pub(super) fn new(decoder: &mut GpuDecoder, c: &ModelConfig, batch: &Batch) -> Result<Self> {
         let (gpu, b) = (&decoder.gpu, &mut decoder.buffers);
         let n = batch.n_tokens();
-        let scored = batch.logit_rows().len() + batch.top_rows().len();
+        let counts = batch.top_counts();
+        let (top, scored) = (counts.len(), batch.logit_rows().len() + counts.len());
+        let several = if counts.iter().any(|&n| n > 1) {
+            top
+        } else {
+            0
+        };
         let qkv = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim;
         let split_rows = n.min(SPLIT_ROWS);
         let partial = split_rows * c.n_heads * MOST_SPLITS * (c.head_dim + 2) * size_of::<f32>();
         let row = size_of::<bf16>();
-        // Ids of tokens and rows pass through the logits' room.
-        let logits = (scored * c.vocab_size).max(n) * size_of::<f32>();
         let gate_up = if n > FEW_ROWS {
             2 * n * c.d_mlp * row
         } else {
             0
         };
         Ok(Self {
+            ids: b.ids.room(gpu, n * size_of::<u32>())?,
             x: b.x.room(gpu, n * c.d_model * row)?,
             joined: b.joined.room(gpu, n * c.d_model * row)?,
             normed: b.normed.room(gpu, n * c.d_model * row)?,
@@ -90,12 +91,14 @@ impl Room {
                 .arrived
                 .cleared(gpu, SPLIT_ROWS * attention_blocks(c) * size_of::<u32>())?,
             head_in: b.head_in.room(gpu, scored * c.d_model * row)?,
-            logits: b.logits.room(gpu, logits)?,
+            logits: b
+                .logits
+                .room(gpu, scored * c.vocab_size * size_of::<f32>())?,
             parts: b
                 .parts
-                .room(gpu, scored * scores::PARTS * size_of::<Found>())?,
-            best: b.best.room(gpu, scored * size_of::<Found>())?,
-            candidates: b.candidates.room(gpu, scores::candidate_bytes(scored))?,
+                .room(gpu, top * scores::PARTS * size_of::<Found>())?,
+            best: b.best.room(gpu, top * size_of::<Found>())?,
+            candidates: b.candidates.room(gpu, scores::candidate_bytes(several))?,
             touches: 0,
         })
     }

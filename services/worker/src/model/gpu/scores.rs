@@ -15,7 +15,7 @@ use crate::model::{Scores, Top};
 pub(super) const PARTS: usize = 64;
 /// Candidates that a row has room for. Where that is too little, or they are far from
 /// the greatest, all logits are copied.
-const ROOM: usize = 1024;
+const MOST_CANDIDATES: usize = 1024;
 
 /// The greatest of a row of logits, Σ exp(logit − greatest), and its token.
 #[derive(Debug, Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
@@ -42,7 +42,7 @@ fn found_bytes(rows: usize) -> u64 {
 
 /// Bytes for the candidates of so many rows.
 pub(super) fn candidate_bytes(rows: usize) -> usize {
-    found_bytes(rows) as usize + rows * ROOM * size_of::<Candidate>()
+    found_bytes(rows) as usize + rows * MOST_CANDIDATES * size_of::<Candidate>()
 }
 
 impl Pass<'_> {
@@ -89,18 +89,21 @@ impl Pass<'_> {
         let (mut found, mut candidates) = (Vec::new(), Vec::new());
         if several {
             found.resize(counts.len(), 0u32);
-            candidates.resize(counts.len() * ROOM, Candidate::default());
+            candidates.resize(counts.len() * MOST_CANDIDATES, Candidate::default());
             gpu.read(self.room.candidates, &mut found)?;
             gpu.read(
                 self.room.candidates + found_bytes(counts.len()),
                 &mut candidates,
             )?;
         }
+        let vocabulary = self.config.vocab_size as u32;
         for (row, (best, &n)) in best.iter().zip(&counts).enumerate() {
             let candidates = match found.get(row) {
+                // Of logits that are no numbers none is the greatest: the first, as on the CPU.
+                _ if n == 1 && best.token >= vocabulary => vec![(0, f32::NAN)],
                 _ if n == 1 => vec![(best.token, best.logit)],
-                Some(&found) if found as usize <= ROOM => {
-                    let here = &candidates[row * ROOM..][..found as usize];
+                Some(&found) if found as usize <= MOST_CANDIDATES => {
+                    let here = &candidates[row * MOST_CANDIDATES..][..found as usize];
                     here.iter().map(|c| (c.token, c.logit)).collect()
                 }
                 _ => self.all(logits, row)?,
@@ -130,7 +133,7 @@ impl Pass<'_> {
             out: self.room.candidates + found_bytes(n),
             found: self.room.candidates,
             width: self.config.vocab_size as u32,
-            room: ROOM as u32,
+            room: MOST_CANDIDATES as u32,
         };
         let shape = ((n as u32, 1, 1), 1024);
         d.gpu.launch(&d.kernels.candidates, shape, candidates)

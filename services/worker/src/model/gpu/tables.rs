@@ -96,7 +96,13 @@ impl Tables {
     }
 
     /// Asks what is to be done at a hook point, which then is one of this part.
-    pub(super) fn ask(&mut self, hook: &dyn Hook, point: HookPoint, gpu: &Gpu) -> Result<()> {
+    pub(super) fn ask(
+        &mut self,
+        hook: &dyn Hook,
+        point: HookPoint,
+        width: usize,
+        gpu: &Gpu,
+    ) -> Result<()> {
         if !hook.wants(point) {
             return Ok(());
         }
@@ -106,6 +112,9 @@ impl Tables {
         };
         if edits.is_empty() {
             return Ok(());
+        }
+        if !edits.is_sorted_by_key(|edit| edit.row) || edits[edits.len() - 1].row >= self.n_rows {
+            candle_core::bail!("edits at {point} are not of rows in order");
         }
         let mut ranges = vec![0u32; self.n_rows + 1];
         for edit in &edits {
@@ -118,7 +127,9 @@ impl Tables {
         self.edited.push((point, edits.len()));
         for edit in edits {
             let read = address(&edit.edit.vectors);
-            let width = edit.edit.vectors.dim(1)?;
+            if read == 0 || edit.edit.vectors.dims() != [2, width] {
+                candle_core::bail!("an edit at {point} is not of {width} numbers on the GPU");
+            }
             self.edits.push(Edit {
                 read,
                 write: read + (width * size_of::<f32>()) as u64,

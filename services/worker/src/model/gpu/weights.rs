@@ -82,7 +82,10 @@ impl LayerWeights {
     /// Puts maps of the same input below each other, so that they are one product.
     /// The model's own become views of that.
     pub(super) fn of(layer: &mut Layer, window: Option<usize>, rope: usize) -> Result<Self> {
-        let norm = |norm: Option<&RmsNorm>| norm.map_or(0, |norm| address(norm.weight()));
+        let norm = |norm: Option<&RmsNorm>| match norm {
+            None => Ok(0),
+            Some(norm) => located(norm.weight()),
+        };
         let attention = &mut layer.attention;
         let mlp = &mut layer.mlp;
         Ok(Self {
@@ -90,12 +93,12 @@ impl LayerWeights {
             o: stacked([&mut attention.o])?,
             gate_up: stacked([&mut mlp.gate, &mut mlp.up])?,
             down: stacked([&mut mlp.down])?,
-            attention_norm: norm(Some(&layer.attention_norm)),
-            attention_post_norm: norm(layer.attention_post_norm.as_ref()),
-            mlp_norm: norm(Some(&layer.mlp_norm)),
-            mlp_post_norm: norm(layer.mlp_post_norm.as_ref()),
-            q_norm: norm(layer.attention.q_norm.as_ref()),
-            k_norm: norm(layer.attention.k_norm.as_ref()),
+            attention_norm: norm(Some(&layer.attention_norm))?,
+            attention_post_norm: norm(layer.attention_post_norm.as_ref())?,
+            mlp_norm: norm(Some(&layer.mlp_norm))?,
+            mlp_post_norm: norm(layer.mlp_post_norm.as_ref())?,
+            q_norm: norm(layer.attention.q_norm.as_ref())?,
+            k_norm: norm(layer.attention.k_norm.as_ref())?,
             window: window.unwrap_or(0) as u32,
             rope,
         })
@@ -107,7 +110,10 @@ fn stacked<const N: usize>(maps: [&mut Linear; N]) -> Result<Map> {
     for map in &maps {
         weights.push(dense(&map.weight)?.clone());
     }
-    let biases: Option<Vec<Tensor>> = maps.iter().map(|map| map.bias.clone()).collect();
+    let biases: Vec<Tensor> = maps.iter().filter_map(|map| map.bias.clone()).collect();
+    if !biases.is_empty() && biases.len() != N {
+        candle_core::bail!("some of the maps of one input have a bias, and some have none");
+    }
     let all = match &weights[..] {
         [one] => one.clone(),
         several => Tensor::cat(several, 0)?,
@@ -118,12 +124,23 @@ fn stacked<const N: usize>(maps: [&mut Linear; N]) -> Result<Map> {
         map.weight = Matrix::Dense(all.narrow(0, from, rows)?);
         from += rows;
     }
-    let bias = biases.map(|all| Tensor::cat(&all, 0)).transpose()?;
+    let bias = match &biases[..] {
+        [] => None,
+        biases => Some(Tensor::cat(biases, 0)?),
+    };
     Ok(Map {
-        weights: address(&all),
-        bias: bias.as_ref().map_or(0, address),
+        weights: located(&all)?,
+        bias: bias.as_ref().map_or(Ok(0), located)?,
         _bias: bias,
     })
+}
+
+/// [`address`] of what has to be on the GPU.
+pub(super) fn located(tensor: &Tensor) -> Result<Address> {
+    match address(tensor) {
+        0 => candle_core::bail!("{tensor:?} is not on the GPU, or of another type"),
+        address => Ok(address),
+    }
 }
 
 pub(super) fn dense(matrix: &Matrix) -> Result<&Tensor> {
