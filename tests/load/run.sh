@@ -31,8 +31,8 @@ pids+=($!)
 pids+=($!)
 export STEER_WORKER="http://127.0.0.2:${ports[0]}" STEER_REGISTRY="http://127.0.0.2:${ports[2]}"
 for _ in $(seq 600); do
-    "$binaries/steer" status --json 2>/dev/null | grep -q '"not_serving"\|"unreachable"' || break
-    sleep 0.1
+    state="$("$binaries/steer" status --json 2>/dev/null || true)" # it fails while they load
+    case "$state" in '' | *'"not_serving"'* | *'"unreachable"'*) sleep 0.1 ;; *) break ;; esac
 done
 
 "$binaries/steer-load" soak --streams 64 --seconds "$seconds" --settle $((seconds / 3)) --with-registry \
