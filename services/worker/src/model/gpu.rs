@@ -1,4 +1,4 @@
-//! The decoder on an NVIDIA GPU in bf16, by kernels of our own (`kernels.cu`) and
+//! The decoder on an NVIDIA GPU in bf16, by kernels of our own (`gpu/kernels/`) and
 //! cuBLAS: a handful of launches for each layer, in memory that is kept, edits where
 //! the activations are, and of sequences that need no more only the greatest logits
 //! come back.

@@ -192,6 +192,15 @@ impl Gpu {
     }
 }
 
+/// One after the other: each uses what is before it.
+const SOURCE: &str = concat!(
+    include_str!("kernels/common.cu"),
+    include_str!("kernels/boundary.cu"),
+    include_str!("kernels/product.cu"),
+    include_str!("kernels/attention.cu"),
+    include_str!("kernels/logits.cu"),
+);
+
 /// The kernels for GPUs of a compute capability: a second or two, once per process.
 fn compiled(major: i32, minor: i32) -> Result<Ptx> {
     static COMPILED: Mutex<Vec<((i32, i32), Ptx)>> = Mutex::new(Vec::new());
@@ -206,7 +215,7 @@ fn compiled(major: i32, minor: i32) -> Result<Ptx> {
         ],
         ..CompileOptions::default()
     };
-    let ptx = compile_ptx_with_opts(include_str!("kernels.cu"), options)
+    let ptx = compile_ptx_with_opts(SOURCE, options)
         .map_err(|e| candle_core::Error::Msg(format!("kernels do not compile: {e:?}")))?;
     compiled.push(((major, minor), ptx.clone()));
     Ok(ptx)

@@ -1,4 +1,4 @@
-//! What the kernels take: the structs of `kernels.cu`.
+//! What the kernels take: the structs of `kernels/`.
 
 use super::launch::{Address, Parameters};
 
