@@ -35,7 +35,8 @@ struct Service {
 
 impl Service {
     async fn start(program: &str, folder: &Path, args: &[String]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
+        // No connection goes out from this address, so none takes the port in between.
+        let listener = TcpListener::bind("127.0.0.2:0").await.expect("port");
         let listen = listener.local_addr().expect("address").to_string();
         drop(listener);
         let log = folder.join("log");
