@@ -66,6 +66,8 @@ pub(super) struct IntegerTile {
     pub(super) scales: [f32; PER_TILE],
     /// `scale · Σ q` of each block.
     pub(super) sums: [f32; PER_TILE],
+    /// `−128 · Σ q` of each block.
+    pub(super) lowered: [i32; PER_TILE],
 }
 
 impl Piece for IntegerTile {
@@ -73,6 +75,7 @@ impl Piece for IntegerTile {
         q: [[[0; 4]; BLOCK / 4]; PER_TILE],
         scales: [0.0; PER_TILE],
         sums: [0.0; PER_TILE],
+        lowered: [0; PER_TILE],
     };
 
     #[inline(always)]
@@ -82,6 +85,7 @@ impl Piece for IntegerTile {
             let [first, second] = quantize(x, inverse, &mut self.q[i]);
             self.scales[i] = scale;
             self.sums[i] = scale * f32::from(first + second);
+            self.lowered[i] = -128 * i32::from(first + second);
         }
     }
 }

@@ -22,13 +22,16 @@ pub(super) fn dispatch(kernel: impl Kernel) {
             && is_x86_feature_detected!("f16c")
         {
             // SAFETY: the features were detected on the lines above, AVX-512's
-            // on the next.
+            // on the next ones.
             #[allow(unsafe_code)]
             unsafe {
                 if is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl")
                 {
+                    if is_x86_feature_detected!("avx512vnni") {
+                        return avx512vnni(kernel);
+                    }
                     return avx512(kernel);
                 }
                 return avx2(kernel);
@@ -43,11 +46,20 @@ pub(super) fn dispatch(kernel: impl Kernel) {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn avx512vnni(kernel: impl Kernel) {
+    // SAFETY: this function's features include Avx2's, and VNNI.
+    #[allow(unsafe_code)]
+    let isa = unsafe { super::isa::Avx2::<true>::new() };
+    kernel.run::<true>(isa);
+}
+
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
 fn avx512(kernel: impl Kernel) {
     // SAFETY: this function's features include Avx2's.
     #[allow(unsafe_code)]
-    let isa = unsafe { super::isa::Avx2::new() };
+    let isa = unsafe { super::isa::Avx2::<false>::new() };
     kernel.run::<true>(isa);
 }
 
@@ -56,6 +68,6 @@ fn avx512(kernel: impl Kernel) {
 fn avx2(kernel: impl Kernel) {
     // SAFETY: this function's features are Avx2's.
     #[allow(unsafe_code)]
-    let isa = unsafe { super::isa::Avx2::new() };
+    let isa = unsafe { super::isa::Avx2::<false>::new() };
     kernel.run::<true>(isa);
 }

@@ -12,6 +12,9 @@ pub(super) use avx2::Avx2;
 /// Values of this type exist only where the machine has the instructions:
 /// [`super::dispatch`] makes them.
 pub(super) trait Isa: Copy + Send + Sync {
+    /// Whether [`Self::dot`] is one instruction.
+    const DOTS: bool;
+
     /// 8 × f32.
     type Floats: Copy;
     /// 32 × i8.
@@ -63,8 +66,14 @@ pub(super) trait Isa: Copy + Send + Sync {
     fn word_pairs(self, a: Self::Words, b: Self::Words) -> Self::Ints;
     /// The sum of all lanes of each.
     fn int_totals(self, eight: [Self::Ints; 8]) -> Self::Ints;
-    fn zero(self) -> Self::Ints;
+    /// One value, eight times.
+    fn ints(self, value: i32) -> Self::Ints;
     fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    fn multiply_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    /// Every byte plus 128: what had a sign has none then.
+    fn lifted(self, bytes: Self::Bytes) -> Self::Bytes;
+    /// Adds to `sums` those of four neighbours' products each; `a` has no sign.
+    fn dot(self, sums: Self::Ints, a: Self::Bytes, b: Self::Bytes) -> Self::Ints;
     fn ints_to_floats(self, ints: Self::Ints) -> Self::Floats;
     /// Four bytes, eight times.
     fn repeat(self, four: &[i8; 4]) -> Self::Bytes;
@@ -87,6 +96,16 @@ pub(super) trait Isa: Copy + Send + Sync {
     }
 }
 
+/// [`Isa::dot`] of other operations. The eighth bit goes apart: with it, sums of two
+/// products would leave 16 bits.
+#[inline(always)]
+fn in_steps<I: Isa>(isa: I, sums: I::Ints, a: I::Bytes, b: I::Bytes) -> I::Ints {
+    let low = isa.pairs(isa.bits::<0>(a, 0x7f), b);
+    let high = isa.multiply_words(isa.pairs(isa.bits::<7>(a, 1), b), 128);
+    let both = isa.add_ints(isa.add_neighbours(low), isa.add_neighbours(high));
+    isa.add_ints(sums, both)
+}
+
 /// The sum of all lanes, in one fixed order.
 #[inline(always)]
 pub(super) fn total(lanes: [f32; 8]) -> f32 {
@@ -99,6 +118,8 @@ pub(super) fn total(lanes: [f32; 8]) -> f32 {
 pub(super) struct Portable<const FMA: bool>;
 
 impl<const FMA: bool> Isa for Portable<FMA> {
+    const DOTS: bool = true;
+
     type Floats = [f32; 8];
     type Bytes = [i8; 32];
     type Words = [i16; 16];
@@ -235,8 +256,24 @@ impl<const FMA: bool> Isa for Portable<FMA> {
     }
 
     #[inline(always)]
-    fn zero(self) -> [i32; 8] {
-        [0; 8]
+    fn ints(self, value: i32) -> [i32; 8] {
+        [value; 8]
+    }
+
+    #[inline(always)]
+    fn multiply_ints(self, a: [i32; 8], b: [i32; 8]) -> [i32; 8] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn lifted(self, bytes: [i8; 32]) -> [i8; 32] {
+        bytes.map(|byte| byte ^ i8::MIN)
+    }
+
+    #[inline(always)]
+    fn dot(self, sums: [i32; 8], a: [i8; 32], b: [i8; 32]) -> [i32; 8] {
+        let product = |i: usize| i32::from(a[i] as u8) * i32::from(b[i]);
+        std::array::from_fn(|i| sums[i] + (4 * i..4 * i + 4).map(product).sum::<i32>())
     }
 
     #[inline(always)]

@@ -57,6 +57,22 @@ fn rounded(x: &[f32], group: usize) -> Vec<f32> {
     x.chunks(group).flat_map(block).collect()
 }
 
+/// [`Isa::dot`] of bytes, from these sums on.
+struct Dot<'a> {
+    bytes: [&'a [u8; 32]; 2],
+    from: i32,
+    to: &'a mut [f32; 8],
+}
+
+impl Kernel for Dot<'_> {
+    #[inline(always)]
+    fn run<const FMA: bool>(self, isa: impl Isa) {
+        let [a, b] = self.bytes;
+        let sums = isa.dot(isa.ints(self.from), isa.bytes(a), isa.bytes(b));
+        *self.to = isa.array(isa.ints_to_floats(sums));
+    }
+}
+
 fn product(x: &[f32], m: usize, weights: Weights<'_>) -> Vec<f32> {
     products(x, m, &[weights]).remove(0)
 }
@@ -149,5 +165,21 @@ proptest! {
         let (a, b) = (weights(Format::F32, &dense[..]), weights(Format::Q6K, &packed[..]));
         let together = products(&x, m, &[a, b, a]);
         prop_assert_eq!(together, vec![product(&x, m, a), product(&x, m, b), product(&x, m, a)]);
+    }
+
+    #[test]
+    fn dots_are_exact(a: [u8; 32], b: [i8; 32], from in -1000i32..1000) {
+        let b = b.map(|b| b.max(-127));
+        let bytes = [&a, bytemuck::cast_ref(&b)];
+        let mut sums = [0.0; 8];
+        dispatch(Dot { bytes, from, to: &mut sums });
+        for (lane, sum) in sums.iter().enumerate() {
+            let products = (4 * lane..4 * lane + 4).map(|i| i32::from(a[i]) * i32::from(b[i]));
+            prop_assert_eq!(*sum, (from + products.sum::<i32>()) as f32);
+        }
+        let mut portably = [0.0; 8];
+        let dot = Dot { bytes, from, to: &mut portably };
+        dot.run::<false>(Portable::<false>);
+        prop_assert_eq!(sums, portably);
     }
 }

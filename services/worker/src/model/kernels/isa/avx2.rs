@@ -1,4 +1,4 @@
-//! AVX2 with FMA and F16C.
+//! AVX2 with FMA and F16C, and AVX-512's VNNI.
 
 #![allow(unsafe_code)]
 
@@ -7,26 +7,26 @@ use std::arch::x86_64::{
     _mm_slli_epi16, _mm_srai_epi16, _mm_srli_epi16, _mm_srli_si128, _mm_unpackhi_ps,
     _mm_unpacklo_ps, _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256,
     _mm256_broadcastsi128_si256, _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cmpeq_epi8,
-    _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_extractf128_ps,
-    _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_madd_epi16,
-    _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_mullo_epi16, _mm256_or_si256,
-    _mm256_permute2x128_si256, _mm256_set_m128i, _mm256_set1_epi8, _mm256_set1_epi16,
-    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_si256,
+    _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_dpbusd_epi32,
+    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_epi32,
+    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_mullo_epi16, _mm256_mullo_epi32,
+    _mm256_or_si256, _mm256_permute2x128_si256, _mm256_set_m128i, _mm256_set1_epi8,
+    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_si256,
     _mm256_shuffle_epi8, _mm256_shuffle_epi32, _mm256_sign_epi8, _mm256_slli_epi16,
     _mm256_srli_epi16, _mm256_srli_epi32, _mm256_srlv_epi32, _mm256_unpackhi_epi8,
     _mm256_unpackhi_epi16, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi8,
-    _mm256_unpacklo_epi16, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
+    _mm256_unpacklo_epi16, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm256_xor_si256,
 };
 
-use super::Isa;
+use super::{Isa, in_steps};
 
-/// AVX2, FMA and F16C.
+/// AVX2, FMA and F16C; `VNNI`: AVX-512's VNNI and VL too.
 #[derive(Clone, Copy)]
-pub(in crate::model::kernels) struct Avx2(());
+pub(in crate::model::kernels) struct Avx2<const VNNI: bool>(());
 
-impl Avx2 {
+impl<const VNNI: bool> Avx2<VNNI> {
     /// # Safety
-    /// The machine must have AVX2, FMA and F16C.
+    /// The machine must have all of it.
     #[inline(always)]
     pub(in crate::model::kernels) unsafe fn new() -> Self {
         Self(())
@@ -36,7 +36,9 @@ impl Avx2 {
 // SAFETY, for every block below: `self` proves that the machine has the
 // instructions. Nothing else is asked of the caller: vectors are made from
 // arrays of their size and become such.
-impl Isa for Avx2 {
+impl<const VNNI: bool> Isa for Avx2<VNNI> {
+    const DOTS: bool = VNNI;
+
     type Floats = __m256;
     type Bytes = __m256i;
     type Words = __m256i;
@@ -212,8 +214,26 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn zero(self) -> __m256i {
-        unsafe { _mm256_setzero_si256() }
+    fn ints(self, value: i32) -> __m256i {
+        unsafe { _mm256_set1_epi32(value) }
+    }
+
+    #[inline(always)]
+    fn multiply_ints(self, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_mullo_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn lifted(self, bytes: __m256i) -> __m256i {
+        unsafe { _mm256_xor_si256(bytes, _mm256_set1_epi8(i8::MIN)) }
+    }
+
+    #[inline(always)]
+    fn dot(self, sums: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        match VNNI {
+            true => unsafe { _mm256_dpbusd_epi32(sums, a, b) },
+            false => in_steps(self, sums, a, b),
+        }
     }
 
     #[inline(always)]

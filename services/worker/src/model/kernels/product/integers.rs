@@ -10,8 +10,6 @@ use crate::model::kernels::{
     isa::Isa,
 };
 
-/// Activation rows multiplied together: as many sums as fit the registers.
-const ROWS: usize = 3;
 /// Pieces of four elements, which are a lane.
 const QUADS: usize = BLOCK / 4;
 
@@ -51,6 +49,9 @@ impl<F: Quantized> Tile<F> {
             let mut rows = [isa.repeat(&[0; 4]); GROUP];
             for (row, here) in rows.iter_mut().zip(&here) {
                 *row = F::integers(isa, &here[i]);
+                if I::DOTS && F::SIGNED {
+                    *row = isa.lifted(*row);
+                }
             }
             for (to, quad) in q.iter_mut().zip(isa.transpose(rows)) {
                 *to = isa.store(quad);
@@ -114,25 +115,33 @@ fn tile_sums<F: Quantized, I: Isa>(
     x: &[IntegerTile],
     sums: &mut [I::Floats],
 ) {
-    let (groups, rest) = sums.as_chunks_mut::<ROWS>();
-    let (x_groups, x_rest) = x.as_chunks::<ROWS>();
-    for (sums, x) in groups.iter_mut().zip(x_groups) {
-        multiply::<F, I, ROWS>(isa, weights, x, sums);
+    // As many rows together as the registers have room for their sums.
+    let mut done = 0;
+    if I::DOTS {
+        done = groups::<F, I, 8>(isa, weights, x, sums, done);
+        done = groups::<F, I, 4>(isa, weights, x, sums, done);
+    } else {
+        done = groups::<F, I, 3>(isa, weights, x, sums, done);
     }
-    let x_rest = match x_groups.get(groups.len()) {
-        Some(x) => &x[..],
-        None => x_rest,
-    };
-    if let (Some(sums), Some(x)) = (rest.first_chunk_mut::<2>(), x_rest.first_chunk::<2>()) {
-        multiply::<F, I, 2>(isa, weights, x, sums);
+    done = groups::<F, I, 2>(isa, weights, x, sums, done);
+    groups::<F, I, 1>(isa, weights, x, sums, done);
+}
+
+/// Goes on with as many rows as there are in whole groups; gives how many are done.
+#[inline(always)]
+fn groups<F: Quantized, I: Isa, const R: usize>(
+    isa: I,
+    weights: (&Tile<F>, usize),
+    x: &[IntegerTile],
+    sums: &mut [I::Floats],
+    done: usize,
+) -> usize {
+    let (groups, _) = sums[done..].as_chunks_mut::<R>();
+    let (x, _) = x[done..].as_chunks::<R>();
+    for (sums, x) in groups.iter_mut().zip(x) {
+        multiply::<F, I, R>(isa, weights, x, sums);
     }
-    let single = rest.len() & !1;
-    if let (Some(sums), Some(x)) = (
-        rest[single..].first_chunk_mut::<1>(),
-        x_rest.get(single..).and_then(|x| x.first_chunk::<1>()),
-    ) {
-        multiply::<F, I, 1>(isa, weights, x, sums);
-    }
+    done + R * groups.len()
 }
 
 /// Adds the products of a tile of weights, of so many blocks, and of some rows.
@@ -180,8 +189,10 @@ fn block_products<F: Quantized, I: Isa, const R: usize>(
             isa.pairs(w, x)
         }
     };
-    let zero = isa.zero();
-    let mut ints = [zero; R];
+    if I::DOTS {
+        return dots(isa, weights, x, block);
+    }
+    let mut ints = [isa.ints(0); R];
     let mut quad = 0;
     while quad < QUADS {
         let w = isa.bytes(&weights.q[block][quad]);
@@ -199,6 +210,30 @@ fn block_products<F: Quantized, I: Isa, const R: usize>(
             ints[r] = isa.add_ints(ints[r], isa.add_neighbours(words[r]));
         }
         quad += F::SUMS;
+    }
+    ints
+}
+
+/// The same, where four products and their sum are one instruction.
+#[allow(clippy::needless_range_loop)]
+#[inline(always)]
+fn dots<F: Quantized, I: Isa, const R: usize>(
+    isa: I,
+    weights: &Tile<F>,
+    x: &[IntegerTile; R],
+    block: usize,
+) -> [I::Ints; R] {
+    let mut ints = [isa.ints(0); R];
+    if F::SIGNED {
+        for r in 0..R {
+            ints[r] = isa.ints(x[r].lowered[block]);
+        }
+    }
+    for quad in 0..QUADS {
+        let w = isa.bytes(&weights.q[block][quad]);
+        for r in 0..R {
+            ints[r] = isa.dot(ints[r], w, isa.repeat(&x[r].q[block][quad]));
+        }
     }
     ints
 }

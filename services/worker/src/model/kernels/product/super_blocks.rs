@@ -112,11 +112,11 @@ fn straight<F: SuperBlocks, I: Isa>(
     x: &SuperTile,
     sum: I::Floats,
 ) -> I::Floats {
-    let mut products = [isa.zero(); GROUP];
-    let mut offsets = [isa.zero(); GROUP];
+    let mut products = [isa.ints(0); GROUP];
+    let mut offsets = [isa.ints(0); GROUP];
     for (row, stored) in rows.iter().enumerate() {
         let [scales, own_offsets] = F::parts(isa, stored);
-        let mut sum = isa.zero();
+        let mut sum = isa.ints(0);
         each_block!(OF => {
             let x = isa.bytes(bytemuck::cast_ref(&x.q[OF]));
             let words = isa.pairs(F::integers::<I, OF>(isa, stored), x);
@@ -132,7 +132,7 @@ fn straight<F: SuperBlocks, I: Isa>(
     let products = isa.int_totals(products);
     let offsets = match F::D_MIN {
         Some(_) => isa.int_totals(offsets),
-        None => isa.zero(),
+        None => isa.ints(0),
     };
     scaled::<F, I>(isa, (products, offsets), F::multiples(isa, rows), x, sum)
 }
@@ -186,23 +186,9 @@ fn multiply<F: SuperBlocks, I: Isa, const R: usize>(
     x: &[SuperTile; R],
     sums: &mut [I::Floats; R],
 ) {
-    let mut products = [isa.zero(); R];
-    for block in 0..PER_TILE {
-        for part in 0..F::PARTS {
-            let scales = isa.words(&weights.scales[part][block]);
-            let quads = QUADS / F::PARTS;
-            let mut quad = part * quads;
-            while quad < (part + 1) * quads {
-                let words = pair_sums(isa, weights, x, (block, quad..quad + F::SUMS));
-                for r in 0..R {
-                    products[r] = isa.add_ints(products[r], isa.word_pairs(words[r], scales));
-                }
-                quad += F::SUMS;
-            }
-        }
-    }
+    let products = block_products(isa, weights, x);
     let mut offsets = match F::D_MIN {
-        Some(_) => [isa.zero(); R],
+        Some(_) => [isa.ints(0); R],
         None => products,
     };
     for i in 0..4 * F::PARTS {
@@ -251,4 +237,63 @@ fn pair_sums<F, I: Isa, const R: usize>(
         }
     }
     words
+}
+
+/// The integer products of a super-block, each block's with its scale.
+#[allow(clippy::needless_range_loop)]
+#[inline(always)]
+fn block_products<F: SuperBlocks, I: Isa, const R: usize>(
+    isa: I,
+    weights: &Tile<F>,
+    x: &[SuperTile; R],
+) -> [I::Ints; R] {
+    if I::DOTS {
+        return dots(isa, weights, x);
+    }
+    let mut products = [isa.ints(0); R];
+    for block in 0..PER_TILE {
+        for part in 0..F::PARTS {
+            let scales = isa.words(&weights.scales[part][block]);
+            let quads = QUADS / F::PARTS;
+            let mut quad = part * quads;
+            while quad < (part + 1) * quads {
+                let words = pair_sums(isa, weights, x, (block, quad..quad + F::SUMS));
+                for r in 0..R {
+                    products[r] = isa.add_ints(products[r], isa.word_pairs(words[r], scales));
+                }
+                quad += F::SUMS;
+            }
+        }
+    }
+    products
+}
+
+/// The same, where four products and their sum are one instruction.
+#[allow(clippy::needless_range_loop)]
+#[inline(always)]
+fn dots<F: SuperBlocks, I: Isa, const R: usize>(
+    isa: I,
+    weights: &Tile<F>,
+    x: &[SuperTile; R],
+) -> [I::Ints; R] {
+    let mut products = [isa.ints(0); R];
+    for block in 0..PER_TILE {
+        for part in 0..F::PARTS {
+            let mut sums = [isa.ints(0); R];
+            let quads = QUADS / F::PARTS;
+            for quad in part * quads..(part + 1) * quads {
+                let w = isa.bytes(&weights.q[block][quad]);
+                for r in 0..R {
+                    sums[r] = isa.dot(sums[r], w, isa.repeat(&x[r].q[block][quad]));
+                }
+            }
+            // Scales are there twice.
+            let scales = isa.words(&weights.scales[part][block]);
+            let scales = isa.word_pairs(scales, isa.repeat_words(&[1, 0]));
+            for r in 0..R {
+                products[r] = isa.add_ints(products[r], isa.multiply_ints(sums[r], scales));
+            }
+        }
+    }
+    products
 }
