@@ -170,6 +170,7 @@ pub(crate) fn finish_reason(reason: v1::FinishReason) -> &'static str {
         v1::FinishReason::MaxNewTokens => "max_new_tokens",
         v1::FinishReason::ContextLength => "context_length",
         v1::FinishReason::Condition => "condition",
+        v1::FinishReason::NotFinite => "not_finite",
     }
 }
 
@@ -193,9 +194,10 @@ pub(crate) fn interventions(transcript: &Transcript) -> Vec<String> {
 
 fn run_line(transcript: &Transcript) -> String {
     let variant = |variant: &VariantTranscript| {
-        let why = match variant.stop_condition {
-            Some(index) => format!("condition {index}"),
-            None => finish_reason(variant.finish_reason).to_owned(),
+        let why = match (variant.stop_condition, variant.finish_reason) {
+            (Some(index), _) => format!("condition {index}"),
+            (None, v1::FinishReason::NotFinite) => "not finite: lower the strengths".to_owned(),
+            (None, reason) => finish_reason(reason).to_owned(),
         };
         format!(
             "{} {} tokens ({why})",

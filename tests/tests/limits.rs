@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use prost::Message;
 use steering_client::{Client, Endpoints, Error, prompt, v1};
 use steering_e2e::{
-    Fixture, direction,
+    Fixture, direction, request,
     services::{Running, start_worker_with},
 };
 use tokio::time::timeout;
@@ -179,6 +179,41 @@ async fn a_request_has_its_time_whatever_it_waits_for() {
         "{:?}",
         began.elapsed()
     );
+    drop(client);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_of_tokens_hold_whatever_the_call() {
+    let flags = ["--max-prompt-tokens=32", "--max-new-tokens=16"];
+    let (worker, client, limits) = start(&flags).await;
+    assert_eq!((limits.max_prompt_tokens, limits.max_new_tokens), (32, 16));
+    // The default would be 128.
+    let sampling = v1::Sampling {
+        max_new_tokens: None,
+        ignore_eos: true,
+        ..request::greedy(1)
+    };
+    let request = request::unsteered(prompt::token_ids(vec![2, 7]), sampling);
+    let stream = client.generate(request).await.expect("accepted");
+    let written = stream.collect().await.expect("written");
+    assert_eq!(written.variants[0].token_ids.len(), 16);
+
+    let too_long = v1::ScoreTextRequest {
+        prompt: Some(prompt::token_ids(vec![2])),
+        continuation: Some(v1::score_text_request::Continuation::TokenIds(
+            v1::TokenIds { ids: vec![7; 48] },
+        )),
+        variants: vec![v1::Variant::default()],
+        ..Default::default()
+    };
+    let refused = status(client.score_text(too_long).await.expect_err("49 tokens"));
+    names(&refused, &[48, 49]);
+
+    let config = direction::config(direction::mean(0), 33);
+    let refused = client.capture_activations(config, tokio_stream::pending(), 1);
+    let refused = refused.await.err().expect("33 tokens");
+    names(&status(refused), &[32, 33]);
     drop(client);
     worker.stop().await;
 }

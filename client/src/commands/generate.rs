@@ -112,7 +112,7 @@ Readouts, --when, --stop-when and --probe, read before the edits of their hook p
 JSON, --json: one object
   {\"model\", \"prompt_token_ids\", \"seed\", \"probes\": [name], \"variants\": [{\"name\",
   \"token_ids\", \"logprobs\", \"text\", \"finish_reason\": \"eos\" | \"stop\" |
-  \"max_new_tokens\" | \"context_length\" | \"condition\", \"stop_condition\",
+  \"max_new_tokens\" | \"context_length\" | \"condition\" | \"not_finite\", \"stop_condition\",
   \"interventions\": [{\"hook_name\", \"payload_name\", \"payload_digest\", \"edit\",
   \"positions_touched\", \"positions_changed\", \"mean_relative_delta\", \"merged_into\",
   \"gate_firings\"}], \"usage\", \"readings\": [{\"position\", \"token_id\", \"before\":

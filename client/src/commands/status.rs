@@ -78,6 +78,7 @@ struct Limits {
     max_response_bytes: u64,
     max_streams_per_connection: u32,
     max_request_seconds: u32,
+    max_parked_seconds: u32,
 }
 
 #[derive(Serialize)]
@@ -233,6 +234,7 @@ impl From<v1::Limits> for Limits {
             max_response_bytes,
             max_streams_per_connection,
             max_request_seconds,
+            max_parked_seconds,
         } = limits;
         Self {
             max_variants,
@@ -250,6 +252,7 @@ impl From<v1::Limits> for Limits {
             max_response_bytes,
             max_streams_per_connection,
             max_request_seconds,
+            max_parked_seconds,
         }
     }
 }

@@ -58,6 +58,11 @@ pub struct Config {
     #[arg(long, env = "STEER_WORKER_MAX_QUEUED", default_value_t = 256, value_parser = positive())]
     pub max_queued: u32,
 
+    /// Seconds for which a request keeps its slots while nothing is read of its answer.
+    #[arg(long, env = "STEER_WORKER_MAX_PARKED", value_name = "SECONDS", default_value_t = 60,
+        value_parser = positive())]
+    pub max_parked: u32,
+
     /// Prompt tokens read in one step, over all sequences.
     #[arg(long, env = "STEER_WORKER_PROMPT_CHUNK", default_value_t = 512, value_parser = positive())]
     pub prompt_chunk: u32,

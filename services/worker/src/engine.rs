@@ -64,6 +64,8 @@ pub struct EngineConfig {
     pub prompt_tokens_per_step: usize,
     /// Share by which prompts may lengthen a step of those who decode.
     pub max_stall: f64,
+    /// How long a request keeps its slots while its reader does not read.
+    pub max_parked: Duration,
     /// Longest prompt + generation, in tokens.
     pub context_length: usize,
     /// Bytes of keys and values over all running sequences.
@@ -169,12 +171,15 @@ impl Engine {
         }
     }
 
-    /// Ends requests whose reader has gone or whose deadline has passed.
+    /// Ends requests whose reader has gone or does not read, or whose deadline has passed.
     fn drop_abandoned(&mut self) {
         let now = Instant::now();
         let waiting = self.backlog.iter().map(|pending| &pending.job.link);
         let links = self.running.iter().map(|s| &s.link).chain(waiting);
         links.for_each(|link| link.check_deadline(now));
+        for sequence in &mut self.running {
+            sequence.check_reader(now, self.config.max_parked);
+        }
         let dropped = self.backlog.drop_if(|job| job.link.is_over());
         self.gauges.left_queue(dropped);
         self.release();
@@ -220,7 +225,7 @@ impl Engine {
         let n_layers = self.model.config().layers.len();
         let groups = groups::form(&self.running);
         let decode_rows = groups.iter().map(Group::decode_rows).sum();
-        let prompts = groups.iter().map(Group::prompt_rows).sum();
+        let prompts = groups::crowd(&groups);
         let budget = self.pacer.prompt_budget(decode_rows, prompts);
         let units: Vec<_> = groups
             .iter()

@@ -63,6 +63,11 @@ pub(crate) enum RequestError {
     Submit(#[from] SubmitError),
     #[error("the deadline passed before the request was done; its work has been dropped")]
     Deadline,
+    #[error(
+        "nothing was read of the answer for {} s; its work has been dropped (--max-parked)",
+        .0.as_secs()
+    )]
+    SlowReader(Duration),
     #[error("internal error: {0}")]
     Internal(String),
 }
@@ -93,6 +98,10 @@ impl From<RequestError> for Status {
                 Self::with_error_details(Code::FailedPrecondition, message, details)
             }
             RequestError::Deadline => Self::deadline_exceeded(message),
+            RequestError::SlowReader(_) => {
+                details.set_error_info("SLOW_READER", DOMAIN, []);
+                Self::with_error_details(Code::Aborted, message, details)
+            }
             RequestError::Submit(SubmitError::Full { .. }) => {
                 details.set_error_info("QUEUE_FULL", DOMAIN, []);
                 details.set_retry_info(Some(RETRY_AFTER));

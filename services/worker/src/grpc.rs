@@ -183,6 +183,11 @@ fn deadline(metadata: &MetadataMap) -> Option<Instant> {
 fn failed(failure: &Failure) -> Status {
     match failure {
         Failure::Deadline => RequestError::Deadline.into(),
+        Failure::SlowReader(most) => RequestError::SlowReader(*most).into(),
+        Failure::NotFinite(variant) => {
+            let text = "leaves activations that are not finite; lower the strengths of its edits";
+            Invalid::field(format!("variants[{variant}]"), text).into()
+        }
         Failure::Internal(problem) => RequestError::Internal(problem.clone()).into(),
     }
 }

@@ -57,6 +57,7 @@ pub(crate) struct Bounds<'a> {
     pub(crate) context_length: u32,
     pub(crate) max_sequences: u32,
     pub(crate) max_queued: u32,
+    pub(crate) max_parked: u32,
     pub(crate) kv_cache_bytes: u64,
     pub(crate) kv_bytes_per_token: u64,
 }
@@ -90,6 +91,7 @@ impl RequestLimits {
             max_prompt_tokens: within(self.max_prompt_tokens, context - 1),
             max_response_bytes: self.response_bytes() as u64,
             max_streams_per_connection: bounds.operation.max_streams,
+            max_parked_seconds: bounds.max_parked,
             max_request_seconds: bounds.operation.max_request_time.unwrap_or(0),
         }
     }

@@ -1,6 +1,12 @@
 //! From a command line to a loaded worker.
 
-use std::{fs, path::Path, sync::Arc, thread::JoinHandle, time::Instant};
+use std::{
+    fs,
+    path::Path,
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
 use candle_core::Device;
 use steering_proto::v1;
@@ -42,6 +48,7 @@ pub(crate) fn load(
     let (model, codec, defaults) = open(&resolved.files, &options)?;
     let context_length = context_length(config, &model)?;
     let engine_config = EngineConfig {
+        max_parked: Duration::from_secs(config.max_parked.into()),
         max_sequences: config.max_sequences as usize,
         max_queued: config.max_queued as usize,
         prompt_tokens_per_step: config.prompt_chunk as usize,
@@ -146,6 +153,7 @@ fn limits(config: &Config, context_length: usize, model: &Model) -> v1::Limits {
         context_length: context_length as u32,
         max_sequences: config.max_sequences,
         max_queued: config.max_queued,
+        max_parked: config.max_parked,
         kv_cache_bytes: u64::from(config.kv_cache_mib) << 20,
         kv_bytes_per_token: model.kv_bytes(context_length).div_ceil(context_length) as u64,
     })

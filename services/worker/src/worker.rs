@@ -89,10 +89,13 @@ impl Worker {
             return Err(Invalid::field("sampling.max_new_tokens", text).into());
         }
         let prompt: Arc<[u32]> = self.prompt_ids(&prompt)?.ids.into();
-        let sampling = self
-            .defaults
-            .resolve(sampling, &self.eos_token_ids, rand::random());
-        let sampling = Arc::new(sampling);
+        let sampling = {
+            let defaults = &self.defaults;
+            let mut plan = defaults.resolve(sampling, &self.eos_token_ids, rand::random());
+            let most = self.limits.max_new_tokens as usize;
+            plan.max_new_tokens = plan.max_new_tokens.min(most); // a default may be more
+            Arc::new(plan)
+        };
         let programs = compile(&variants, &probes, telemetry)?;
         let task = Task::Generate {
             sampling: sampling.clone(),

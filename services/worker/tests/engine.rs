@@ -11,14 +11,15 @@ use std::{
 };
 
 use rand::RngExt;
+use steering_proto::intervention::{Intervention, Positions};
 use steering_worker::{
-    engine::{EngineHandle, Event, Task},
+    engine::{EngineHandle, Event, SamplingPlan, Task},
     model::Model,
     text::TextCodec,
 };
 use support::{
     FAMILIES, Fixture, f32_on_cpu,
-    requests::{Answer, Random, Reader, Request, config, with_engine},
+    requests::{Answer, Random, Reader, Request, config, in_pieces, program, with_engine},
 };
 
 const PREFIX_BYTES: usize = 1 << 20;
@@ -213,5 +214,46 @@ fn variants_and_later_requests_share_prompts() {
             19,
             "all but the last token"
         );
+    });
+}
+
+/// An edit of the first tokens and one of the later ones, alike otherwise: each reports
+/// its own part, also of what was read before, in one piece or in others.
+#[test]
+fn edits_in_pieces_report_their_own_part_of_a_prompt_read_before() {
+    let (model, codec) = load("gemma2");
+    let mut random = Random::new(3, &model);
+    let whole = Intervention {
+        positions: Positions::all(),
+        gate: None,
+        ..random.intervention()
+    };
+    let prompt: Arc<[u32]> = random.tokens(24).into();
+    let sampling = SamplingPlan {
+        max_new_tokens: 4,
+        ..random.sampling()
+    };
+    let request = |interventions: &[Intervention]| Request {
+        prompt: prompt.clone(),
+        variants: vec![program(interventions)],
+        task: Task::Generate {
+            sampling: Arc::new(sampling.clone()),
+            kl_divergence: false,
+        },
+    };
+    let requests = [
+        request(std::slice::from_ref(&whole)),
+        request(&in_pieces(&whole, 9)),
+        request(&in_pieces(&whole, 9)),
+        request(&in_pieces(&whole, 15)),
+    ];
+    let expected = alone(&model, &codec, &requests);
+    assert_ne!(expected[1], expected[3]);
+    with_engine(&model, &codec, config(8, 512, PREFIX_BYTES), |engine| {
+        for (request, expected) in requests.iter().zip(&expected) {
+            let answer = request.ask(engine, Reader::Eager);
+            assert_eq!(answer.as_ref(), Some(expected));
+        }
+        assert!(engine.load().prefix_tokens > 0, "nothing was shared at all");
     });
 }

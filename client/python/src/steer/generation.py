@@ -17,6 +17,7 @@ _REASONS: dict[int, str] = {
     v1.FINISH_REASON_MAX_NEW_TOKENS: "max_new_tokens",
     v1.FINISH_REASON_CONTEXT_LENGTH: "context_length",
     v1.FINISH_REASON_CONDITION: "condition",
+    v1.FINISH_REASON_NOT_FINITE: "not_finite",
 }
 
 

@@ -107,12 +107,8 @@ impl Session {
             Line::Say(text) => self.say(text).await?,
             Line::Feature(edit) => {
                 let mut steering = self.steering.clone();
-                // Two different edits of one feature contradict each other.
-                steering
-                    .features
-                    .retain(|other| other.feature != edit.feature);
                 steering.features.push(edit);
-                self.steer(steering).await?;
+                self.replace_feature(steering).await?;
             }
             Line::Cav(edit) => {
                 let mut steering = self.steering.clone();
@@ -132,6 +128,26 @@ impl Session {
             Line::Quit => return Ok(Step::Quit),
         }
         Ok(Step::On)
+    }
+
+    /// Takes over edits of which the last replaces another of its feature: two
+    /// different ones would contradict each other. One feature may have several names.
+    async fn replace_feature(&mut self, mut steering: Steering) -> Result<(), Error> {
+        let mut scratch = GenerationBuilder::default();
+        let edits = self.client.resolve(&steering, &mut scratch).await?;
+        let row = |edit: &v1::Intervention| match &edit.edit {
+            Some(v1::intervention::Edit::Feature(edit)) => Some(edit.feature),
+            _ => None,
+        };
+        // Features come first, in their order.
+        let mut rows: Vec<_> = edits[..steering.features.len()].iter().map(row).collect();
+        if let (Some(last), Some(edit)) = (rows.pop(), steering.features.pop()) {
+            let mut rows = rows.into_iter();
+            steering.features.retain(|_| rows.next() != Some(last));
+            steering.features.push(edit);
+        }
+        self.steering = steering;
+        Ok(())
     }
 
     /// Takes over edits that the registry can resolve; others leave things as they were.

@@ -19,7 +19,7 @@ pub(super) struct Range {
         default_value_t = 0.0,
         allow_negative_numbers = true
     )]
-    from: f32,
+    from: f64,
     /// Last strength.
     #[arg(
         long,
@@ -27,38 +27,38 @@ pub(super) struct Range {
         default_value_t = 1000.0,
         allow_negative_numbers = true
     )]
-    to: f32,
+    to: f64,
     /// Distance between strengths.
     #[arg(long, value_name = "S", default_value_t = 25.0)]
-    step: f32,
+    step: f64,
 }
 
 impl Range {
     /// The strengths, both ends included where the step meets them.
     pub(super) fn strengths(self) -> anyhow::Result<Vec<f32>> {
         let Self { from, to, step } = self;
-        let [start, end, step] = [from, to, step].map(f64::from);
-        if !(start.is_finite() && end.is_finite() && step > 0.0 && step.is_finite()) {
+        let are_finite = [from, to, step].iter().all(|v| (*v as f32).is_finite());
+        if !(are_finite && step > 0.0) {
             return Err(hinted(
                 format!("cannot go from {from} to {to} in steps of {step}"),
                 "--from and --to are finite, --step is above 0",
             ));
         }
-        if end < start {
+        if to < from {
             return Err(hinted(
                 format!("--to {to} is below --from {from}"),
                 "exchange them",
             ));
         }
         // A little slack: 0.3 / 0.1 is below 3.
-        let steps = ((end - start) / step + 1e-6).floor();
+        let steps = ((to - from) / step + 1e-6).floor();
         if steps >= POINTS_MAX as f64 {
             return Err(hinted(
                 format!("{} strengths are more than {POINTS_MAX}", steps + 1.0),
                 "make --step larger",
             ));
         }
-        let strength = |i: u32| (start + f64::from(i) * step) as f32;
+        let strength = |i: u32| (from + f64::from(i) * step) as f32;
         Ok((0..=steps as u32).map(strength).collect())
     }
 }
@@ -101,7 +101,7 @@ pub(super) fn batches<'a>(variants: &'a [Variant], limits: &v1::Limits) -> Vec<&
 mod tests {
     use super::*;
 
-    fn strengths(from: f32, to: f32, step: f32) -> Vec<f32> {
+    fn strengths(from: f64, to: f64, step: f64) -> Vec<f32> {
         let range = Range { from, to, step };
         range.strengths().expect("a range")
     }
@@ -111,6 +111,7 @@ mod tests {
         let notebook = strengths(0.0, 1000.0, 25.0);
         assert_eq!((notebook.len(), notebook[40]), (41, 1000.0));
         assert_eq!(strengths(0.0, 0.3, 0.1), [0.0, 0.1, 0.2, 0.3]);
+        assert_eq!(strengths(0.0, 1.0, 0.1)[9], 0.9);
         assert_eq!(strengths(-2.0, 3.0, 2.0), [-2.0, 0.0, 2.0]);
         assert_eq!(strengths(5.0, 5.0, 1.0), [5.0]);
     }
@@ -122,8 +123,9 @@ mod tests {
             (0.0, 1.0, -1.0),
             (1.0, 0.0, 1.0),
             (0.0, 1.0, 1e-4),
-            (0.0, f32::INFINITY, 1.0),
-            (f32::NAN, 1.0, 1.0),
+            (0.0, f64::INFINITY, 1.0),
+            (0.0, 1e39, 1e38),
+            (f64::NAN, 1.0, 1.0),
         ];
         for (from, to, step) in refused {
             assert!(

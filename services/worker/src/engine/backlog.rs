@@ -54,10 +54,14 @@ impl Backlog {
 
     /// Whose variant starts next: interactive before bulk work, except every
     /// [`BATCH_TURN`]th slot; then who holds the fewest slots; then who came
-    /// first. `held` has the slots held by request; one with `most_held` waits
+    /// first. `held` has the slots held by request; one that may not have more waits
     /// for its own variants to end, so that a request with many variants never
     /// shuts out one with few.
-    pub(super) fn next(&self, held: &HashMap<u64, usize>, most_held: usize) -> Option<usize> {
+    pub(super) fn next(
+        &self,
+        held: &HashMap<u64, usize>,
+        may_have_more: impl Fn(&Pending, usize) -> bool,
+    ) -> Option<usize> {
         let batch_turn = self.granted % BATCH_TURN == BATCH_TURN - 1;
         let preferred = if batch_turn {
             Priority::Batch
@@ -68,7 +72,7 @@ impl Backlog {
         self.pending
             .iter()
             .enumerate()
-            .filter(|(_, pending)| slots_of(pending) < most_held)
+            .filter(|(_, pending)| may_have_more(pending, slots_of(pending)))
             .min_by_key(|(_, pending)| (pending.job.priority != preferred, slots_of(pending)))
             .map(|(index, _)| index)
     }
@@ -121,7 +125,7 @@ mod tests {
         let mut held: HashMap<u64, usize> = HashMap::new();
         let mut order = Vec::new();
         while order.len() < slots
-            && let Some(index) = backlog.next(&held, most_held)
+            && let Some(index) = backlog.next(&held, |_, slots| slots < most_held)
         {
             let id = backlog.get(index).id;
             *held.entry(id).or_default() += 1;

@@ -80,7 +80,8 @@ impl Generation {
 
 impl Sequence {
     /// Chooses the next token from the logits of the last one, and those of the
-    /// unsteered twin if there is one; or ends, if a stop condition fired.
+    /// unsteered twin if there is one; or ends, if a stop condition fired or there is
+    /// nothing to choose by.
     pub(super) fn write(&mut self, logits: &[&[f32]], top: Option<&Top>) -> Result<(), String> {
         let Work::Generate(generation) = &mut self.work else {
             return Ok(());
@@ -90,11 +91,15 @@ impl Sequence {
             self.finish(FinishReason::Condition(condition));
             return Ok(());
         }
+        let next = top.map_or_else(|| Next::Logits(logits[0]), Next::Top);
+        if !next.log_sum_exp().is_finite() {
+            self.finish(FinishReason::NotFinite);
+            return Ok(());
+        }
         let divergence = generation.kl_divergence.then(|| match logits {
             [steered, unsteered] => kl_divergence(steered, unsteered),
             _ => 0.0, // without interventions there is no twin, and no difference
         });
-        let next = top.map_or_else(|| Next::Logits(logits[0]), Next::Top);
         let choice = generation
             .sampler
             .choose(next, &self.tokens, &generation.sampling);

@@ -1,7 +1,7 @@
 //! Which sequences read the same tokens in lockstep, and how much of the stack
 //! they have in common.
 
-use steering_proto::{HookPoint, Site, intervention::Token};
+use steering_proto::{HookPoint, Site, generate::Priority, intervention::Token};
 
 use super::{scheduler::Unit, sequence::Sequence};
 use crate::{
@@ -22,6 +22,8 @@ pub(super) struct Member {
 pub(super) struct Group {
     members: Vec<Member>,
     decodes: bool,
+    /// Of a request that lets interactive ones go first.
+    bulk: bool,
 }
 
 /// A chunk of the batch and whose it is.
@@ -56,10 +58,19 @@ pub(super) fn form(running: &[Sequence]) -> Vec<Group> {
             None => groups.push(Group {
                 members: lanes.collect(),
                 decodes: sequence.decodes(),
+                bulk: sequence.priority == Priority::Batch,
             }),
         }
     }
     groups
+}
+
+/// Sequences that read their prompt, as far as those who decode are to wait for
+/// them: interactive ones do not wait for bulk work.
+pub(super) fn crowd(groups: &[Group]) -> usize {
+    let only_bulk = groups.iter().all(|group| group.bulk || !group.decodes);
+    let counted = groups.iter().filter(|group| only_bulk || !group.bulk);
+    counted.map(Group::prompt_rows).sum()
 }
 
 impl Group {
@@ -69,7 +80,7 @@ impl Group {
     }
 
     /// Sequences in it that still read their prompt.
-    pub(super) fn prompt_rows(&self) -> usize {
+    fn prompt_rows(&self) -> usize {
         if self.decodes { 0 } else { self.members.len() }
     }
 
@@ -191,4 +202,28 @@ fn next_tokens(sequence: &Sequence, n: usize, codec: &TextCodec) -> Vec<Token> {
     (sequence.read..sequence.read + n)
         .map(|index| sequence.token(index, codec))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interactive_work_does_not_wait_for_bulk_work() {
+        let group = |decodes, bulk| Group {
+            members: vec![
+                Member {
+                    sequence: 0,
+                    lane: 0
+                };
+                3
+            ],
+            decodes,
+            bulk,
+        };
+        let (decoding, reading) = (group(true, false), group(false, false));
+        let (bulk, captures) = (group(true, true), group(false, true));
+        assert_eq!(crowd(&[decoding, reading, captures]), 3);
+        assert_eq!(crowd(&[bulk, group(false, false), group(false, true)]), 6);
+    }
 }

@@ -9,6 +9,8 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use steering_proto::generate::Priority;
+
 use super::{Engine, EngineConfig, Job, prefix::PrefixCache, sequence::Sequence};
 use crate::{
     model::{Model, compute_on_this_thread},
@@ -102,9 +104,13 @@ impl EngineHandle {
         }
     }
 
-    /// Queues a job, or refuses it at the door.
+    /// Queues a job, or refuses it at the door. A quarter of the queue is left to
+    /// interactive work.
     pub fn submit(&self, job: Job) -> Result<(), SubmitError> {
-        self.gauges.enter_queue(self.max_queued)?;
+        self.gauges.enter_queue(match job.priority {
+            Priority::Interactive => self.max_queued,
+            Priority::Batch => self.max_queued - self.max_queued / 4,
+        })?;
         self.jobs.try_send(job).map_err(|e| {
             self.gauges.left_queue(1);
             match e {

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, OnceLock},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use steering_proto::generate::Priority;
@@ -94,6 +94,10 @@ pub struct Outcome {
 pub enum Failure {
     /// Its deadline passed.
     Deadline,
+    /// Its reader did not read for so long.
+    SlowReader(Duration),
+    /// What this variant does leaves no finite numbers to go on with.
+    NotFinite(usize),
     /// The model failed.
     Internal(String),
 }
@@ -213,6 +217,8 @@ pub enum FinishReason {
     ContextLength,
     /// The stop condition of this index.
     Condition(usize),
+    /// The next token's logits are not finite.
+    NotFinite,
 }
 
 /// A continuation was scored.

@@ -19,7 +19,7 @@ pub(super) enum Next<'a> {
 }
 
 impl Next<'_> {
-    fn log_sum_exp(self) -> f32 {
+    pub(super) fn log_sum_exp(self) -> f32 {
         match self {
             Self::Logits(logits) => log_sum_exp(logits),
             Self::Top(top) => top.log_sum_exp,

@@ -31,7 +31,10 @@ pub(super) fn plan(units: &[Unit], prompt_budget: usize) -> Vec<usize> {
         let mut share = budget / (n_jobs - served) as f32;
         for &unit in members {
             let Unit { unread, weight, .. } = units[unit];
-            let affordable = (share / weight).max(0.0) as usize;
+            let mut affordable = (share / weight).max(0.0) as usize;
+            if affordable == 0 && share > 0.0 && budget >= weight {
+                affordable = 1; // else the longest would get what is left of every share
+            }
             tokens[unit] = unread.min(affordable);
             let spent = tokens[unit] as f32 * weight;
             share -= spent;
@@ -97,6 +100,13 @@ mod tests {
     fn a_short_prompt_does_not_wait_behind_a_long_one() {
         let units = [prompt(0, 1000), prompt(1, 100), prompt(2, 1000)];
         assert_eq!(plan(&units, 500), [200, 100, 200]);
+    }
+
+    #[test]
+    fn where_a_share_is_less_than_a_token_the_shortest_gets_it() {
+        let units = [prompt(0, 500), prompt(1, 20), prompt(2, 100)];
+        assert_eq!(plan(&units, 1), [0, 1, 0]);
+        assert_eq!(plan(&units, 2), [0, 1, 1]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Reading a given continuation: how likely was it?
 
 use super::{
-    Event, Scored,
+    Event, Failure, Scored,
     sequence::{Sequence, Work},
 };
 use crate::model::log_sum_exp;
@@ -24,8 +24,11 @@ impl Sequence {
         };
         for row in logits {
             let next = self.tokens[self.prompt_len + scoring.logprobs.len()];
-            let logprob = row[next as usize] - log_sum_exp(row);
-            scoring.logprobs.push(logprob);
+            let normalizer = log_sum_exp(row);
+            if !normalizer.is_finite() {
+                return self.link.fail(Failure::NotFinite(self.variant));
+            }
+            scoring.logprobs.push(row[next as usize] - normalizer);
         }
         if self.prompt_len + scoring.logprobs.len() == self.tokens.len() {
             let lane = &self.lanes[0];

@@ -1,8 +1,11 @@
 //! One variant on its way through the model.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use steering_proto::{HookPoint, intervention::Token};
+use steering_proto::{HookPoint, generate::Priority, intervention::Token};
 
 use super::{
     Event, Failure, Link,
@@ -36,6 +39,7 @@ pub(super) struct Sequence {
     /// The request it belongs to.
     pub(super) job: u64,
     pub(super) variant: usize,
+    pub(super) priority: Priority,
     /// The variant, then its twin.
     pub(super) lanes: Vec<Lane>,
     /// Bytes of keys and values reserved for it.
@@ -50,6 +54,8 @@ pub(super) struct Sequence {
     pub(super) shared_tokens: usize,
     pub(super) work: Work,
     pub(super) finished: bool,
+    /// Since when its reader has had no room.
+    pub(super) parked_since: Option<Instant>,
 }
 
 /// What the sequence is for.
@@ -64,6 +70,15 @@ impl Sequence {
     /// Whether nothing more is to be done for it.
     pub(super) fn is_over(&self) -> bool {
         self.finished || self.link.is_over()
+    }
+
+    /// Ends the request if its reader has not read for longer than `most`.
+    pub(super) fn check_reader(&mut self, now: Instant, most: Duration) {
+        if self.link.has_room() {
+            self.parked_since = None;
+        } else if now - *self.parked_since.get_or_insert(now) > most {
+            self.link.fail(Failure::SlowReader(most));
+        }
     }
 
     /// Whether it reads a token that it wrote itself.

@@ -3,7 +3,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    Engine, Failure, Job, Task,
+    Engine, EngineConfig, Failure, Job, Task,
+    backlog::Pending,
     generation::Generation,
     prefix::Chain,
     scoring::Scoring,
@@ -22,10 +23,7 @@ impl Engine {
             *held.entry(sequence.job).or_default() += sequence.lanes.len();
         }
         let mut kv_bytes: usize = self.running.iter().map(|s| s.kv_bytes).sum();
-        let slots = self.config.max_sequences;
-        // A quarter of the slots is always left to others.
-        let most_held = (slots - slots / 4).max(1);
-        while let Some(index) = self.backlog.next(&held, most_held) {
+        while let Some(index) = self.backlog.next(&held, |p, n| self.may_have_more(p, n)) {
             let pending = self.backlog.get(index);
             let (id, variant) = (pending.id, pending.next_variant);
             let n_lanes = lanes_of(&pending.job, variant);
@@ -46,6 +44,18 @@ impl Engine {
         }
     }
 
+    /// Whether a request that holds this many slots may have another one: a quarter of
+    /// the slots, and of the memory, is always left to others.
+    fn may_have_more(&self, pending: &Pending, held: usize) -> bool {
+        let EngineConfig {
+            max_sequences: slots,
+            kv_cache_bytes: bytes,
+            ..
+        } = self.config;
+        let needed = (held + 1) * self.kv_bytes_of(&pending.job);
+        held == 0 || (held < slots - slots / 4 && needed <= bytes - bytes / 4)
+    }
+
     /// Bytes of keys and values that one lane of a job needs at most.
     fn kv_bytes_of(&self, job: &Job) -> usize {
         let tokens = job.prompt.len() + job.task.max_new_tokens();
@@ -60,7 +70,7 @@ impl Engine {
             prompt,
             task,
             variants,
-            priority: _,
+            priority,
             link,
         } = &pending.job;
         let mut tokens = prompt.to_vec();
@@ -93,6 +103,8 @@ impl Engine {
         Sequence {
             job: pending.id,
             variant,
+            priority: *priority,
+            parked_since: None,
             lanes: lanes.collect(),
             kv_bytes,
             link: link.clone(),
@@ -136,7 +148,7 @@ impl Engine {
             if let Err(e) = self.cache.restore(lane.slot, &prefix.cache, len) {
                 return sequence.link.fail(Failure::Internal(e.to_string()));
             }
-            lane.state.restore(&lane.program, &prefix.memory, len);
+            lane.state.restore(&lane.program, &prefix.memory, &before);
             lane.first_edit = lane.program.first_edit(&before);
         }
         sequence.read = len;

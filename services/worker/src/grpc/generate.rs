@@ -169,6 +169,7 @@ impl Context {
             FinishReason::Stop => (v1::FinishReason::Stop, None),
             FinishReason::MaxNewTokens => (v1::FinishReason::MaxNewTokens, None),
             FinishReason::ContextLength => (v1::FinishReason::ContextLength, None),
+            FinishReason::NotFinite => (v1::FinishReason::NotFinite, None),
             FinishReason::Condition(index) => (v1::FinishReason::Condition, Some(index as u32)),
         };
         v1::VariantFinished {

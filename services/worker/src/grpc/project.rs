@@ -36,7 +36,7 @@ pub(super) fn project(
     let n = if top_k == 0 { DEFAULT_TOP_K } else { top_k } as usize;
     let logits = worker
         .model
-        .project(&vector.values)
+        .project(&of_rms_1(&vector.values))
         .map_err(|e| RequestError::Internal(e.to_string()))?;
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     order.sort_unstable_by(|&a, &b| {
@@ -52,4 +52,14 @@ pub(super) fn project(
         top: order.iter().take(n).map(token).collect(),
         bottom: order.iter().rev().take(n).map(token).collect(),
     })
+}
+
+/// A direction of a length at which the final norm's ε does not show.
+fn of_rms_1(direction: &[f32]) -> Vec<f32> {
+    let squares: f64 = direction.iter().map(|v| f64::from(*v).powi(2)).sum();
+    let rms = (squares / direction.len() as f64).sqrt();
+    direction
+        .iter()
+        .map(|v| (f64::from(*v) / rms) as f32)
+        .collect()
 }

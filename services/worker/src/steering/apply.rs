@@ -8,7 +8,7 @@ use steering_proto::{
 use super::{
     device::OnDevice,
     feature::{Activated, activate},
-    math::{dot, norm, unit},
+    math::{dot, norm, norm_f64, unit},
 };
 
 /// An edit with its directions prepared.
@@ -18,7 +18,7 @@ pub(super) struct Row {
     /// Direction the delta is written along, shape `[width]`.
     pub(super) write: Vec<f32>,
     /// `‖write‖`.
-    pub(super) write_norm: f32,
+    pub(super) write_norm: f64,
     pub(super) device_copy: OnDevice,
 }
 
@@ -79,7 +79,7 @@ impl Row {
                 (rule, unit(&vector.values))
             }
         };
-        let write_norm = norm(&write);
+        let write_norm = norm_f64(&write);
         Self {
             rule,
             write,
@@ -89,16 +89,16 @@ impl Row {
     }
 
     /// Adds this edit's delta for the activation `x` to `delta`. Returns the
-    /// delta's norm.
-    pub(super) fn add_delta(&self, x: &[f32], delta: &mut [f32]) -> f32 {
+    /// delta's norm if it is not zero.
+    pub(super) fn add_delta(&self, x: &[f32], delta: &mut [f32]) -> Option<f64> {
         let phi = self.phi(x);
         if phi == 0.0 {
-            return 0.0;
+            return None;
         }
         for (d, w) in delta.iter_mut().zip(&self.write) {
             *d += phi * w;
         }
-        phi.abs() * self.write_norm
+        Some(f64::from(phi.abs()) * self.write_norm)
     }
 
     /// The factor φ on the written direction.

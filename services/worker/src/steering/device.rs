@@ -53,7 +53,7 @@ impl Row {
             },
         };
         EditRule {
-            write_norm: self.write_norm,
+            write_norm: self.write_norm as f32,
             ..rule
         }
     }

@@ -24,9 +24,14 @@ pub(super) fn norm(x: &[f32]) -> f32 {
     dot(x, x).sqrt()
 }
 
+/// `‖v‖` of any `v` with f32's range, whose square may be beyond it.
+pub(super) fn norm_f64(v: &[f32]) -> f64 {
+    v.iter().map(|&c| f64::from(c).powi(2)).sum::<f64>().sqrt()
+}
+
 /// `v / ‖v‖`.
 pub(super) fn unit(v: &[f32]) -> Vec<f32> {
-    let norm = v.iter().map(|&c| f64::from(c).powi(2)).sum::<f64>().sqrt();
+    let norm = norm_f64(v);
     v.iter().map(|&c| (f64::from(c) / norm) as f32).collect()
 }
 

@@ -235,8 +235,8 @@ impl Program {
     /// Adds what is done at a token to a hash over everything that decides a
     /// sequence's keys and values: order of interventions does not count.
     pub fn hash_token(&self, token: Token, hasher: &mut Sha256) {
-        let entries = self.edits.values().flatten();
-        let mut applied: Vec<(&ProgramDigest, bool)> = entries
+        let mut applied: Vec<(&ProgramDigest, bool)> = self
+            .all_entries()
             .map(|entry| {
                 let digest = &self.interventions[entry.intervention].digest;
                 (
@@ -259,6 +259,11 @@ impl Program {
     /// The earlier, identical intervention that one was merged into.
     pub fn merged_into(&self, intervention: usize) -> Option<usize> {
         self.merged_into[intervention]
+    }
+
+    /// All edits but those that were merged into others.
+    pub(super) fn all_entries(&self) -> impl Iterator<Item = &Entry> {
+        self.edits.values().flatten()
     }
 
     pub(super) fn entries(&self, point: HookPoint) -> &[Entry] {

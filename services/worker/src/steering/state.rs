@@ -9,7 +9,7 @@ use super::{Program, gate::GateState, program::ProgramDigest};
 pub struct Tally {
     /// Tokens it was applied to.
     pub positions_touched: u64,
-    /// Of these, tokens whose activation it changed.
+    /// Of these, tokens for which its delta was not zero.
     pub positions_changed: u64,
     /// Sum of ‖Δ‖ / ‖x‖ over the tokens touched.
     pub relative_delta_sum: f64,
@@ -150,23 +150,27 @@ impl SteeringState {
         }
     }
 
-    /// Goes on from the first `len` tokens of another sequence, to which the
-    /// same was done.
-    pub fn restore(&mut self, program: &Program, memory: &SteeringMemory, len: usize) {
-        for (index, touches) in self.touches.iter_mut().enumerate() {
-            if program.merged_into(index).is_some() {
-                continue; // counted with the one it was merged into
-            }
-            let known = find(&memory.touches, &program.interventions[index].digest);
-            *touches = known.map_or_else(Vec::new, |known| {
-                let before = known.iter().filter(|t| (t.position as usize) < len);
-                before.copied().collect()
-            });
+    /// Goes on from the first tokens of another sequence, to which the same was done.
+    pub fn restore(&mut self, program: &Program, memory: &SteeringMemory, tokens: &[Token]) {
+        for entry in program.all_entries() {
+            let digest = &program.interventions[entry.intervention].digest;
+            // The same edit may have been several interventions there, or be several
+            // here: what it did to a token counts where it applies to that token.
+            let applies = |touch: &&Touch| {
+                let token = tokens.get(touch.position as usize);
+                token.is_some_and(|token| entry.positions.contains(*token))
+            };
+            let same = memory.touches.iter().filter(|(other, _)| other == digest);
+            let touches = &mut self.touches[entry.intervention];
+            touches.extend(same.flat_map(|(_, touches)| touches).filter(applies));
+            touches.sort_by_key(|touch| touch.position);
+            touches.dedup_by_key(|touch| touch.position);
         }
         for (compiled, state) in program.gates.iter().zip(&mut self.gates) {
-            let known = find(&memory.firings, &compiled.digest);
-            let firings = known.map_or(&[][..], Vec::as_slice);
-            state.restore(firings, len, compiled.gate.mode);
+            let mut known = memory.firings.iter();
+            let known = known.find(|(digest, _)| *digest == compiled.digest);
+            let firings = known.map_or(&[][..], |(_, firings)| firings);
+            state.restore(firings, tokens.len(), compiled.gate.mode);
         }
     }
 
@@ -221,10 +225,4 @@ impl SteeringState {
             Pooling::Mean { .. } => {}
         }
     }
-}
-
-fn find<'a, T>(known: &'a [(ProgramDigest, T)], digest: &ProgramDigest) -> Option<&'a T> {
-    known
-        .iter()
-        .find_map(|(other, known)| (other == digest).then_some(known))
 }

@@ -237,11 +237,11 @@ impl Participant<'_> {
                 norm(x).max(f32::MIN_POSITIVE)
             });
             let delta_norm = entry.row.add_delta(x, delta);
-            changed |= delta_norm > 0.0;
+            changed |= delta_norm.is_some();
             touches[entry.intervention].push(Touch {
                 position: token.position,
-                changed: delta_norm > 0.0,
-                relative_delta: delta_norm / x_norm,
+                changed: delta_norm.is_some(),
+                relative_delta: (delta_norm.unwrap_or(0.0) / f64::from(x_norm)) as f32,
             });
         }
         let x_norm = x_norm.filter(|_| changed)?;

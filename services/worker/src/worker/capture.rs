@@ -33,9 +33,10 @@ impl Worker {
     pub(crate) fn check_capture(&self, config: &CaptureConfig) -> Result<usize, Invalid> {
         self.check_layer(config.hook, "config.hook_name")?;
         let width = self.model.width(config.hook.site);
-        let read = config.max_tokens.unwrap_or(self.context_length);
-        if read > self.context_length {
-            let text = format!("is {read}; at most {}", self.context_length);
+        let most = self.max_tokens_read();
+        let read = config.max_tokens.unwrap_or(most);
+        if read > most {
+            let text = format!("is {read}; at most {most}");
             return Err(Invalid::field("config.max_tokens", text));
         }
         if let Pooling::Mean { skip_tokens } = config.pooling
@@ -63,7 +64,7 @@ impl Worker {
         deadline: Option<Instant>,
     ) -> Result<(Capturing, Job), RequestError> {
         let CaptureText { id, mut prompt } = text;
-        let read = config.max_tokens.unwrap_or(self.context_length);
+        let read = config.max_tokens.unwrap_or(self.max_tokens_read());
         if let Prompt::Text(text) = &mut prompt {
             // What lies far behind the cut need not be tokenized.
             text.truncate(text.floor_char_boundary(MAX_BYTES_PER_TOKEN * read));
@@ -71,10 +72,11 @@ impl Worker {
         let mut ids = self.tokenize(&prompt)?.ids;
         ids.truncate(read);
         let tokens: Arc<[u32]> = ids.into();
+        let begins_with_bos = self.codec.bos_token_id() == Some(tokens[0]);
         let pooling = match config.pooling {
             Pooling::PerToken => Pooling::PerToken,
             Pooling::Mean { skip_tokens } => Pooling::Mean {
-                skip_tokens: skip_tokens + usize::from(self.codec.is_special(tokens[0])),
+                skip_tokens: skip_tokens + usize::from(begins_with_bos),
             },
         };
         let (link, outcome) = link(1, deadline);

@@ -34,6 +34,15 @@ impl Worker {
         Ok(tokenized)
     }
 
+    /// Most tokens of a text that is read and not written on: the whole context, unless
+    /// prompts are limited further.
+    pub(super) fn max_tokens_read(&self) -> usize {
+        match self.limits.max_prompt_tokens as usize {
+            most if most + 1 == self.context_length => self.context_length,
+            most => most,
+        }
+    }
+
     /// As [`Worker::prompt_ids`], for a prompt that may be cut.
     pub(super) fn tokenize(&self, prompt: &Prompt) -> Result<PromptIds, RequestError> {
         self.check_prompt_bytes(prompt)?;

@@ -42,11 +42,11 @@ impl Worker {
         let prompt: Arc<[u32]> = self.prompt_ids(&prompt)?.ids.into();
         let continuation: Arc<[u32]> = self.continuation_ids(&continuation)?.into();
         let total = prompt.len() + continuation.len();
-        if total > self.context_length {
-            let text = format!(
-                "prompt and continuation have {total} tokens; at most {}",
-                self.context_length
-            );
+        let limits = &self.limits;
+        let limited = limits.max_prompt_tokens + limits.max_new_tokens;
+        let most = self.context_length.min(limited as usize);
+        if total > most {
+            let text = format!("prompt and continuation have {total} tokens; at most {most}");
             return Err(Invalid::field("continuation", text).into());
         }
         let programs = compile(&variants, &[], Telemetry::default())?;

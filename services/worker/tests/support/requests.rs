@@ -13,8 +13,8 @@ use steering_proto::{
 };
 use steering_worker::{
     engine::{
-        self, EngineConfig, EngineHandle, Event, Finish, Job, SamplingPlan, Strategy, Task,
-        TokenEvent,
+        self, EngineConfig, EngineHandle, Event, Finish, Job, SamplingPlan, Strategy, SubmitError,
+        Task, TokenEvent,
     },
     model::Model,
     steering::{Program, ProgramSpec},
@@ -56,6 +56,7 @@ pub(crate) fn config(
         max_queued: 1024,
         prompt_tokens_per_step: chunk,
         max_stall: 0.25,
+        max_parked: Duration::from_secs(60),
         context_length: 64,
         kv_cache_bytes: 1 << 30,
         prefix_cache_bytes,
@@ -64,16 +65,25 @@ pub(crate) fn config(
 
 impl Request {
     pub(crate) fn submit(&self, engine: &EngineHandle) -> engine::Outcome {
+        self.submit_as(engine, Priority::Interactive)
+            .expect("the queue has room")
+    }
+
+    pub(crate) fn submit_as(
+        &self,
+        engine: &EngineHandle,
+        priority: Priority,
+    ) -> Result<engine::Outcome, SubmitError> {
         let (link, outcome) = engine::link(self.variants.len(), None);
         let job = Job {
             prompt: self.prompt.clone(),
             task: self.task.clone(),
             variants: self.variants.clone(),
-            priority: Priority::Interactive,
+            priority,
             link,
         };
-        engine.submit(job).expect("the queue has room");
-        outcome
+        engine.submit(job)?;
+        Ok(outcome)
     }
 
     /// What an engine says; none if the reader left.
@@ -285,7 +295,11 @@ impl<'a> Random<'a> {
         let n_variants = self.rng.random_range(1..5);
         let variants = (0..n_variants).map(|_| {
             let n = self.rng.random_range(0..4);
-            let interventions: Vec<_> = (0..n).map(|_| self.intervention()).collect();
+            let mut interventions: Vec<_> = (0..n).map(|_| self.intervention()).collect();
+            if self.rng.random_bool(0.3) {
+                let whole = self.intervention();
+                interventions.extend(in_pieces(&whole, self.rng.random_range(1..12)));
+            }
             let stop_when: Vec<_> = (0..usize::from(stops))
                 .map(|_| {
                     let hook = self.hook();
@@ -314,6 +328,13 @@ impl<'a> Random<'a> {
                 continuation: self.tokens(n).into(),
             };
         }
+        Task::Generate {
+            sampling: Arc::new(self.sampling()),
+            kl_divergence: self.rng.random_bool(0.3),
+        }
+    }
+
+    pub(crate) fn sampling(&mut self) -> SamplingPlan {
         let strategy = if self.rng.random_bool(0.5) {
             Strategy::Greedy
         } else {
@@ -324,7 +345,7 @@ impl<'a> Random<'a> {
                 min_p: 0.0,
             }
         };
-        let sampling = SamplingPlan {
+        SamplingPlan {
             max_new_tokens: self.rng.random_range(1..14),
             strategy,
             repetition_penalty: 1.0,
@@ -333,10 +354,6 @@ impl<'a> Random<'a> {
             top_logprobs: 0,
             ignore_eos: true,
             eos_token_ids: Vec::new(),
-        };
-        Task::Generate {
-            sampling: Arc::new(sampling),
-            kl_divergence: self.rng.random_bool(0.3),
         }
     }
 }
@@ -353,4 +370,21 @@ pub(crate) fn with_engine<T>(
     drop(handle);
     thread.join().expect("the engine ends in order");
     result
+}
+
+/// A variant that edits and reports nothing.
+pub(crate) fn program(interventions: &[Intervention]) -> Arc<Program> {
+    let spec = ProgramSpec {
+        interventions,
+        ..ProgramSpec::default()
+    };
+    Arc::new(Program::compile(&spec).expect("compiles"))
+}
+
+/// The same edit as two interventions: before a position and from it on.
+pub(crate) fn in_pieces(whole: &Intervention, at: u32) -> [Intervention; 2] {
+    let [mut before, mut behind] = [whole.clone(), whole.clone()];
+    before.positions.end = Some(before.positions.start.max(at));
+    behind.positions.start = behind.positions.start.max(at);
+    [before, behind]
 }
