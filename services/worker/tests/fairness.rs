@@ -16,7 +16,8 @@ use steering_proto::{
 };
 use steering_worker::{
     engine::{
-        EngineConfig, Event, Failure, FinishReason, Outcome, SamplingPlan, SubmitError, Task,
+        EngineConfig, EngineHandle, Event, Failure, FinishReason, Outcome, SamplingPlan,
+        SubmitError, Task,
     },
     model::Model,
     text::TextCodec,
@@ -61,6 +62,14 @@ fn last_event(mut outcome: Outcome) -> (Option<Event>, Option<Failure>) {
     (last, outcome.failure().cloned())
 }
 
+fn wait_for_running(engine: &EngineHandle, sequences: usize) {
+    let began = Instant::now();
+    while engine.load().running_sequences != sequences {
+        assert!(began.elapsed() < Duration::from_secs(30));
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn who_does_not_read_gives_slots_back_in_the_end() {
     let (model, codec) = load();
@@ -89,14 +98,10 @@ fn many_variants_leave_memory_to_others() {
     with_engine(&model, &codec, config, |engine| {
         // Nobody reads it: whatever it was given, it keeps.
         let unread = request(&model, 8, NEW).submit(engine);
-        let began = Instant::now();
-        while engine.load().running_sequences < 3 {
-            assert!(began.elapsed() < Duration::from_secs(30));
-            thread::sleep(Duration::from_millis(1));
-        }
+        wait_for_running(engine, 3);
         let answer = request(&model, 1, NEW).ask(engine, Reader::Eager);
         assert!(answer.is_some());
-        assert_eq!(engine.load().running_sequences, 3);
+        wait_for_running(engine, 3);
         drop(unread);
     });
 }
