@@ -24,6 +24,8 @@ const NAME_LEN_MAX: usize = 200;
 const TEXT_LEN_MAX: usize = 500;
 /// Most components of a vector.
 const WIDTH_MAX: usize = 1 << 17;
+/// Most CAVs of a file: each takes some memory besides its numbers.
+const CAVS_MAX: usize = 1 << 16;
 /// Fewest hex digits that address a version.
 const DIGEST_PREFIX_MIN: usize = 8;
 
@@ -69,13 +71,7 @@ impl CavFile {
     /// Rows of a matrix and their labels.
     fn from_rows(values: &[f32], width: usize, labels: Vec<String>) -> Result<Self, FormatError> {
         let rows = values.chunks(width.max(1));
-        if rows.len() != labels.len() {
-            return Err(malformed(format!(
-                "has {} vectors and {} labels",
-                rows.len(),
-                labels.len()
-            )));
-        }
+        check_counts(rows.len(), labels.len())?;
         let cavs = labels.into_iter().zip(rows).map(|(label, row)| CavEntry {
             name: Some(label),
             directions: vec![(None, row.to_vec())],
@@ -85,6 +81,21 @@ impl CavFile {
             model_id: None,
         })
     }
+}
+
+/// Each vector has a label, and there are not too many. To be asked before either is copied.
+fn check_counts(vectors: usize, labels: usize) -> Result<(), FormatError> {
+    if vectors > CAVS_MAX {
+        return Err(malformed(format!(
+            "has {vectors} vectors; at most {CAVS_MAX} are read"
+        )));
+    }
+    if vectors != labels {
+        return Err(malformed(format!(
+            "has {vectors} vectors and {labels} labels"
+        )));
+    }
+    Ok(())
 }
 
 /// What a request says about a file or a single CAV.
