@@ -230,7 +230,8 @@ impl Client {
         }
     }
 
-    /// Trains one CAV per label; the stored ones, without vectors.
+    /// Trains one CAV per label; the stored ones, without vectors, and which of them keep an
+    /// earlier training.
     ///
     /// # Errors
     /// If the registry refuses the examples, or is training already.
@@ -238,7 +239,7 @@ impl Client {
         &self,
         config: v1::CavTrainingConfig,
         examples: impl Stream<Item = v1::LabelledActivation> + Send + 'static,
-    ) -> Result<Vec<v1::Cav>, Error> {
+    ) -> Result<v1::TrainCavsResponse, Error> {
         use v1::train_cavs_request::Message;
         let messages = stream::once(async { Message::Config(config) })
             .chain(examples.map(Message::Example))
@@ -247,7 +248,7 @@ impl Client {
             });
         let response = self.registry().train_cavs(messages).await;
         let response = response.map_err(|s| self.registry_failed(s))?;
-        Ok(response.into_inner().cavs)
+        Ok(response.into_inner())
     }
 
     /// CAVs whose names start with `prefix`, without their numbers.

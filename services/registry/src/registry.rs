@@ -34,7 +34,7 @@ use search::SharedVocabulary;
 pub use scans::{FoundFeature, SimilarQuery};
 pub use statistics::Gathering;
 pub use statistics_import::ReceivedStatistics;
-pub use training::LabelledActivations;
+pub use training::{LabelledActivations, TrainedCavs};
 
 /// SAE imports that run at once: each holds up to 150 MB.
 const IMPORTS_RUNNING_MAX: usize = 1;

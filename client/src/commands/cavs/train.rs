@@ -89,6 +89,8 @@ enum Method {
 #[derive(Serialize)]
 struct TrainDocument {
     cavs: Vec<CavView>,
+    /// Names of those that keep what an earlier training said of the same numbers.
+    trained_before: Vec<String>,
     text_count: usize,
     dropped_count: usize,
     work_file: PathBuf,
@@ -124,8 +126,13 @@ pub(super) async fn run(args: TrainArgs, client: &Client, json: bool) -> anyhow:
     let spinner = progress::spinner(format!("training on {} examples", kept.len()));
     let trained = client.train_cavs(config, stream::iter(kept)).await;
     spinner.finish_and_clear();
+    let v1::TrainCavsResponse {
+        cavs,
+        trained_before,
+    } = trained?;
     let document = TrainDocument {
-        cavs: views(trained?),
+        cavs: views(cavs),
+        trained_before,
         text_count,
         dropped_count,
         work_file: work,
@@ -234,6 +241,13 @@ impl TrainDocument {
         table.print("no CAVs")?;
         if let Some(summary) = self.cavs.first().and_then(CavView::training_summary) {
             output::line(summary)?;
+        }
+        if !self.trained_before.is_empty() {
+            output::dim(format_args!(
+                "the same numbers were stored before, with what their first training said, which is \
+                 shown: {}",
+                self.trained_before.join(", ")
+            ));
         }
         output::dim(format_args!(
             "{} texts, {} dropped; activations are kept in {}",

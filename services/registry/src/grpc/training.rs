@@ -11,7 +11,7 @@ use steering_proto::{
 use tonic::{Status, Streaming};
 
 use crate::{
-    registry::{LabelledActivations, Registry},
+    registry::{LabelledActivations, Registry, TrainedCavs},
     store::CavRecord,
 };
 
@@ -39,9 +39,13 @@ pub(super) async fn train(
             .map_err(|invalid| invalid.within(&format!("example[{count}]")))?;
         count += 1;
     }
-    let cavs = registry.train_cavs(config, data).await?;
+    let TrainedCavs {
+        cavs,
+        trained_before,
+    } = registry.train_cavs(config, data).await?;
     Ok(v1::TrainCavsResponse {
         cavs: cavs.into_iter().map(CavRecord::into_wire).collect(),
+        trained_before,
     })
 }
 

@@ -178,7 +178,7 @@ async fn train_over_grpc(
     server: &mut Server,
     config: v1::CavTrainingConfig,
     examples: Vec<v1::LabelledActivation>,
-) -> Result<Vec<v1::Cav>, Status> {
+) -> Result<v1::TrainCavsResponse, Status> {
     use v1::train_cavs_request::Message;
     let messages =
         std::iter::once(Message::Config(config)).chain(examples.into_iter().map(Message::Example));
@@ -191,7 +191,7 @@ async fn train_over_grpc(
         .client
         .train_cavs(tokio_stream::iter(messages))
         .await?;
-    Ok(response.into_inner().cavs)
+    Ok(response.into_inner())
 }
 
 #[tokio::test]
@@ -200,7 +200,8 @@ async fn trained_cavs_are_stored_with_how_they_were_trained() {
     let mut server = Server::start().await;
     let cavs = train_over_grpc(&mut server, config(), golden.examples())
         .await
-        .expect("trained");
+        .expect("trained")
+        .cavs;
     let names: Vec<&str> = cavs.iter().map(|cav| cav.name.as_str()).collect();
     assert_eq!(names, ["label 0", "label 1", "label 2", "label 3"]);
     let data = server.stop().await;
@@ -298,5 +299,29 @@ async fn bad_examples_are_refused_by_field_and_store_nothing() {
         .list_cavs(v1::ListCavsRequest::default())
         .await;
     assert!(listed.expect("list").into_inner().cavs.is_empty());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_version_keeps_what_its_first_training_said() {
+    let golden = Golden::load("tall");
+    let mut server = Server::start().await;
+    let mut train = async |seed| {
+        let config = v1::CavTrainingConfig {
+            seed: Some(seed),
+            ..config()
+        };
+        let trained = train_over_grpc(&mut server, config, golden.examples());
+        trained.await.expect("trained")
+    };
+    let first = train(1).await;
+    assert!(first.trained_before.is_empty(), "{first:?}");
+    let same = train(1).await;
+    assert!(same.trained_before.is_empty(), "{same:?}");
+    // Directions are of all examples, whatever the seed of the statistics.
+    let other = train(2).await;
+    let names: Vec<&String> = other.cavs.iter().map(|cav| &cav.name).collect();
+    assert_eq!(other.trained_before.iter().collect::<Vec<_>>(), names);
+    assert_eq!(other.cavs, first.cavs);
     server.stop().await;
 }
