@@ -1,55 +1,106 @@
 //! One training and its test: which examples are held out, labels in any order, and what
 //! the directions found are worth.
 
+use std::collections::HashMap;
+
 use ndarray::{Array2, ArrayView2, Axis};
 use rand::{RngExt, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use super::statistics::{Estimate, auc};
+use super::{
+    Examples,
+    statistics::{Estimate, auc},
+};
+
+/// Examples with the same activation, in the order of the data: copies of one text, say. One of
+/// them in training would tell the label of another in the test, so that they stay together.
+type Group = Vec<usize>;
 
 /// Which examples train and which test; in both, in the order of the data.
 #[derive(Debug)]
 pub(super) struct Split {
     pub(super) train: Vec<usize>,
     pub(super) test: Vec<usize>,
+    /// Those of each part, by their first examples.
+    groups: [Vec<Group>; 2],
 }
 
 impl Split {
-    /// Holds out `share` of each label's examples, at least one, and keeps at least one.
-    pub(super) fn stratified(labels: &[u32], share: f64, rng: &mut ChaCha8Rng) -> Self {
-        let mut by_label: Vec<Vec<usize>> = Vec::new();
-        for (i, &label) in labels.iter().enumerate() {
-            let label = label as usize;
-            if by_label.len() <= label {
-                by_label.resize(label + 1, Vec::new());
-            }
-            by_label[label].push(i);
+    /// Holds out `share` of each label's examples, or a little more where groups are large; at
+    /// least one group, and keeps at least one. A group counts for the label of its first
+    /// example. An error is a label that has fewer than two groups.
+    pub(super) fn stratified(
+        examples: Examples<'_>,
+        share: f64,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Self, usize> {
+        let mut by_label: Vec<Vec<Group>> = vec![Vec::new(); examples.label_count];
+        for group in groups(examples) {
+            by_label[examples.labels[group[0]] as usize].push(group);
         }
         let (mut train, mut test) = (Vec::new(), Vec::new());
-        for mut members in by_label.into_iter().filter(|members| !members.is_empty()) {
+        for (label, mut members) in by_label.into_iter().enumerate() {
+            if members.len() < 2 {
+                return Err(label);
+            }
             members.shuffle(rng);
-            let wanted = (members.len() as f64 * share).round() as usize;
-            let held_out = wanted.max(1).min(members.len() - 1);
-            test.extend_from_slice(&members[..held_out]);
-            train.extend_from_slice(&members[held_out..]);
+            let count = members.iter().map(Vec::len).sum::<usize>();
+            let wanted = ((count as f64 * share).round() as usize).max(1);
+            let mut held_out = 0;
+            let kept = members.split_off(members.len() - 1);
+            for group in members {
+                if held_out < wanted {
+                    held_out += group.len();
+                    test.push(group);
+                } else {
+                    train.push(group);
+                }
+            }
+            train.extend(kept);
         }
-        train.sort_unstable();
-        test.sort_unstable();
-        Self { train, test }
+        let rows = |part: &mut Vec<Group>| {
+            part.sort_unstable();
+            let mut rows: Vec<usize> = part.iter().flatten().copied().collect();
+            rows.sort_unstable();
+            rows
+        };
+        Ok(Self {
+            train: rows(&mut train),
+            test: rows(&mut test),
+            groups: [train, test],
+        })
     }
 
-    /// The labels, shuffled within each part, so that each keeps its counts.
+    /// Labels of no meaning: those of the groups, shuffled within each part. If no two examples
+    /// are the same, each part keeps its counts.
     pub(super) fn permuted(&self, labels: &[u32], rng: &mut ChaCha8Rng) -> Vec<u32> {
         let mut permuted = labels.to_vec();
-        for part in [&self.train, &self.test] {
-            let mut shuffled: Vec<u32> = part.iter().map(|&i| labels[i]).collect();
+        for part in &self.groups {
+            let mut shuffled: Vec<u32> = part.iter().map(|group| labels[group[0]]).collect();
             shuffled.shuffle(rng);
-            for (&i, label) in part.iter().zip(shuffled) {
-                permuted[i] = label;
+            for (group, label) in part.iter().zip(shuffled) {
+                for &i in group {
+                    permuted[i] = label;
+                }
             }
         }
         permuted
     }
+}
+
+/// All examples, by their first.
+fn groups(examples: Examples<'_>) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut known: HashMap<Vec<u32>, usize> = HashMap::new();
+    for (i, row) in examples.values.chunks_exact(examples.width).enumerate() {
+        let bits = row.iter().map(|value| value.to_bits()).collect();
+        let group = *known.entry(bits).or_insert(groups.len());
+        match groups.get_mut(group) {
+            Some(group) => group.push(i),
+            None => groups.push(vec![i]),
+        }
+    }
+    groups
 }
 
 /// What held-out examples say of one direction per label.

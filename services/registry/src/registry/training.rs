@@ -205,6 +205,15 @@ fn failed(failure: Failure, names: &[&str]) -> Error {
             ),
         )
         .into(),
+        Failure::TooAlike { label } => Invalid::field(
+            "example",
+            format!(
+                "has fewer than two different activations of label {:?} (one that several labels have \
+                 counts for the first): none can be held out",
+                names[label]
+            ),
+        )
+        .into(),
     }
 }
 
