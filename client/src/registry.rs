@@ -122,7 +122,8 @@ impl Client {
         request: v1::SearchFeaturesRequest,
         limit: Option<usize>,
     ) -> Result<Listing<v1::FeatureLabel>, Error> {
-        follow(limit, async |page_size, page_token| {
+        let mut cut = false;
+        let listing = follow(limit, async |page_size, page_token| {
             let request = v1::SearchFeaturesRequest {
                 page_size,
                 page_token,
@@ -130,9 +131,12 @@ impl Client {
             };
             let page = self.registry().search_features(request).await;
             let page = page.map_err(|s| self.registry_failed(s))?.into_inner();
+            cut |= page.truncated;
             Ok((page.features, page.next_page_token))
-        })
-        .await
+        });
+        let Listing { items, truncated } = listing.await?;
+        let truncated = truncated || cut;
+        Ok(Listing { items, truncated })
     }
 
     /// Labelled features of an SAE by index. The request's page fields are filled in here.

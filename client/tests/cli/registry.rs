@@ -31,6 +31,14 @@ async fn lists_follow_pages_up_to_the_limit() {
         count(&["features", "search", "ball", "--json"]).await,
         (1, false)
     );
+    let cut = ["features", "search", "o"];
+    assert_eq!(
+        count(&[&cut[..], &["--json"]].concat()).await,
+        (3, true),
+        "the registry did not look at all"
+    );
+    let run = mock.steer(&cut).await;
+    assert!(run.stderr.contains("stand for too many"), "{run:?}");
     let run = mock.steer(&["features", "list", "--limit", "1"]).await;
     assert!(run.stderr.contains("more with --limit"), "{run:?}");
     assert_eq!(

@@ -123,7 +123,9 @@ mod tests {
             format!(r#"{{"labels": [{}], "cavs": []}}"#, many(r#""""#)),
             format!("[{}]", many(r#"{"label": "", "cav": []}"#)),
         ] {
-            let error = read(&source(file.as_bytes())).expect_err("many").to_string();
+            let error = read(&source(file.as_bytes()))
+                .expect_err("many")
+                .to_string();
             assert!(error.contains("more than 65536 entries"), "{error}");
         }
     }

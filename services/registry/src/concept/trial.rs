@@ -159,17 +159,57 @@ mod tests {
         [0, 1, 2].map(|c| indices.iter().filter(|&&i| labels[i] == c).count())
     }
 
+    fn split(values: &[f32], labels: &[u32], rng: &mut ChaCha8Rng) -> Result<Split, usize> {
+        let examples = Examples {
+            values,
+            width: 1,
+            labels,
+            label_count: 3,
+        };
+        Split::stratified(examples, 0.2, rng)
+    }
+
     #[test]
     fn every_label_is_in_both_parts_and_permutations_keep_the_counts() {
         let labels: Vec<u32> = [0; 10].into_iter().chain([1; 5]).chain([2; 100]).collect();
+        let values: Vec<f32> = (0_u16..115).map(f32::from).collect();
         let mut rng = ChaCha8Rng::seed_from_u64(3);
-        let split = Split::stratified(&labels, 0.2, &mut rng);
+        let split = split(&values, &labels, &mut rng).expect("split");
         assert_eq!(counts(&labels, &split.test), [2, 1, 20]);
         assert_eq!(counts(&labels, &split.train), [8, 4, 80]);
         let permuted = split.permuted(&labels, &mut rng);
         assert_eq!(counts(&permuted, &split.test), [2, 1, 20]);
         assert_eq!(counts(&permuted, &split.train), [8, 4, 80]);
         assert_ne!(permuted, labels);
+    }
+
+    #[test]
+    fn equal_examples_stay_together_and_are_permuted_together() {
+        // Each value one to four times, here and there; the same value has the same label.
+        let values: Vec<f32> = (0_u16..300).map(|i| f32::from(i * i % 121)).collect();
+        let labels: Vec<u32> = values.iter().map(|value| *value as u32 % 3).collect();
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let split = split(&values, &labels, &mut rng).expect("split");
+        let part = |rows: &[usize]| rows.iter().map(|&i| values[i]).collect::<Vec<_>>();
+        let (train, test) = (part(&split.train), part(&split.test));
+        assert!(!test.iter().any(|value| train.contains(value)));
+        assert_eq!(train.len() + test.len(), 300);
+        assert!((60..90).contains(&test.len()), "{}", test.len());
+        let permuted = split.permuted(&labels, &mut rng);
+        let one = |value: &f32| values.iter().position(|other| other == value).expect("it");
+        assert!((0..300).all(|i| permuted[i] == permuted[one(&values[i])]));
+        assert_ne!(permuted, labels);
+    }
+
+    #[test]
+    fn a_label_without_two_of_its_own_is_told() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let labels = [0, 0, 1, 1, 2, 2];
+        assert!(split(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], &labels, &mut rng).is_ok());
+        let same = split(&[0.0, 1.0, 2.0, 2.0, 4.0, 5.0], &labels, &mut rng);
+        assert_eq!(same.expect_err("one"), 1);
+        let taken = split(&[0.0, 1.0, 2.0, 3.0, 0.0, 5.0], &labels, &mut rng);
+        assert_eq!(taken.expect_err("another's"), 2);
     }
 
     #[test]

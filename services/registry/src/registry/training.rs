@@ -161,11 +161,11 @@ impl Registry {
         })
         .await?;
         let cavs = self.add_cavs(&records).await?;
-        let differs = |stored: &CavRecord, made: &CavRecord| match (&stored.training, &made.training)
-        {
-            (Some(stored), Some(made)) => !made.repeats(stored),
-            _ => false,
-        };
+        let differs =
+            |stored: &CavRecord, made: &CavRecord| match (&stored.training, &made.training) {
+                (Some(stored), Some(made)) => !made.repeats(stored),
+                _ => false,
+            };
         let pairs = cavs.iter().zip(&records);
         let trained_before = pairs.filter(|(stored, made)| differs(stored, made));
         Ok(TrainedCavs {

@@ -306,8 +306,8 @@ mod tests {
     #[tokio::test]
     async fn results_wait_longer_than_other_writes_and_in_turn() {
         let folder = tempfile::tempdir().expect("folder");
-        let store = SqliteStore::open(&folder.path().join("registry.sqlite"));
-        let store = store.await.expect("store");
+        let path = folder.path().join("registry.sqlite");
+        let store = SqliteStore::open(&path).await.expect("store");
         let long = store.begin(WRITE_WAIT).await.expect("alone");
         let waiting = tokio::spawn({
             let store = store.clone();

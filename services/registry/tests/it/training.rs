@@ -158,7 +158,9 @@ fn signal_is_called_signal_and_noise_noise() {
 fn copies_of_noise_are_noise() {
     let mut state = 1_u64;
     let mut random = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
     };
     let width = 64;
