@@ -56,9 +56,10 @@ Examples:
 Examples:
   steer features show baseball
   steer features show '#20175' --vectors --json
-  steer features show 'gemma-scope-l21-65k::baseball'")]
+  steer features show 'gemma-scope-l21-65k::baseball'
+  steer features show 'gemma-scope-l21-65k@1f8a09c2::baseball'")]
     Show {
-        /// Its label, or `#INDEX`; `SAE::` in front names the SAE.
+        /// Its label, or `#INDEX`; `SAE::` or `SAE@DIGEST::` in front names the SAE.
         #[arg(value_name = "LABEL|#INDEX")]
         feature: FeatureSelector,
         /// With --json: include the encoder and decoder vectors.
