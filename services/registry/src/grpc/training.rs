@@ -10,6 +10,7 @@ use steering_proto::{
 };
 use tonic::{Status, Streaming};
 
+use super::patience::patiently;
 use crate::{
     registry::{LabelledActivations, Registry, TrainedCavs},
     store::CavRecord,
@@ -50,12 +51,7 @@ pub(super) async fn train(
 }
 
 async fn next(stream: &mut Streaming<v1::TrainCavsRequest>) -> Result<Option<Message>, Status> {
-    let message = tokio::time::timeout(PATIENCE, stream.message()).await;
-    let late = |_| {
-        let text = format!("no message came for {} s", PATIENCE.as_secs());
-        Status::deadline_exceeded(text)
-    };
-    match message.map_err(late)?? {
+    match patiently(PATIENCE, stream.message()).await? {
         None => Ok(None),
         Some(v1::TrainCavsRequest { message }) => Ok(Some(required(message, "message")?)),
     }

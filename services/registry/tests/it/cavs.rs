@@ -1,5 +1,6 @@
 //! CAVs: versions, addresses, refusals.
 
+use futures::StreamExt;
 use steering_proto::v1;
 use tonic::Code;
 
@@ -325,5 +326,39 @@ async fn labels_of_a_pickle_are_counted_and_measured_before_they_are_copied() {
         assert_eq!(field(&status), "chunk");
         assert!(status.message().contains(expected), "{status:?}");
     }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn few_files_are_imported_at_once() {
+    use v1::import_cavs_request::Content;
+    let mut server = Server::start().await;
+    let header = v1::CavImportHeader {
+        hook_name: HOOK.to_owned(),
+        model_id: MODEL.to_owned(),
+        file_name: "x.json".to_owned(),
+    };
+    // Four clients that send no more than a header.
+    let idle: Vec<_> = (0..4)
+        .map(|_| {
+            let first = v1::ImportCavsRequest {
+                content: Some(Content::Header(header.clone())),
+            };
+            let messages = futures::stream::iter([first]).chain(futures::stream::pending());
+            let mut client = server.client.clone();
+            tokio::spawn(async move { client.import_cavs(messages).await })
+        })
+        .collect();
+    let file = br#"[{"label": "a", "cav": [1, 2]}]"#;
+    let mut import = async |refused: bool| {
+        while server.cavs(file, header.clone()).await.is_err() != refused {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        server.cavs(file, header.clone()).await
+    };
+    let status = import(true).await.expect_err("no room");
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    idle.iter().for_each(tokio::task::JoinHandle::abort);
+    import(false).await.expect("room");
     server.stop().await;
 }
