@@ -283,7 +283,8 @@ async fn cavs_are_imported_and_exported() {
     assert_eq!(uploads[0].bytes, bytes);
 
     let out = folder.path().join("one.json");
-    export(&mock, &out, &["--format", "json"]).await;
+    let document = export(&mock, &out, &[]).await;
+    assert_eq!(document["format"], "json", "as the file's name says");
     let rows: serde_json::Value =
         serde_json::from_slice(&fs::read(&out).expect("written")).expect("JSON");
     assert_eq!(rows[0]["cav"], json!([0.0, 0.0, 0.25, 1.0]));
