@@ -218,8 +218,10 @@ async fn neighbours_are_those_of_all_cosines() {
         }
     }
     let vector = scaled(3.0);
-    let twice = similar(&mut server, vector.clone(), &[&names[0], &names[0]], 50);
-    let twice = twice.await.expect("found");
+    let twice = [names[0].as_str(), &names[0]];
+    let twice = similar(&mut server, vector.clone(), &twice, 50)
+        .await
+        .expect("found");
     assert_eq!(
         (twice.compared_count, twice.features.len()),
         (40, 40),
