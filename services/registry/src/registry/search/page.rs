@@ -49,9 +49,11 @@ impl Page {
     }
 
     /// How many labels to ask the store for: one more than fits says whether there is
-    /// another page.
+    /// another page. As many as were looked at where few of these fitted.
     pub(super) fn wanted(&self) -> usize {
-        (self.limit + 1 - self.labels.len()).max(ASKED_MIN)
+        let to_fill = self.limit + 1 - self.labels.len();
+        let wanted = to_fill.max(ASKED_MIN).max(self.examined);
+        wanted.min(EXAMINED_MAX - self.examined)
     }
 
     /// Whether a label was looked at, and fits as it was found or not at all: it may be found
