@@ -338,15 +338,20 @@ async fn few_files_are_imported_at_once() {
         model_id: MODEL.to_owned(),
         file_name: "x.json".to_owned(),
     };
-    // Four clients that send no more than a header.
+    // Four clients that send no more than a header, and try until they may.
     let idle: Vec<_> = (0..4)
         .map(|_| {
             let first = v1::ImportCavsRequest {
                 content: Some(Content::Header(header.clone())),
             };
-            let messages = futures::stream::iter([first]).chain(futures::stream::pending());
             let mut client = server.client.clone();
-            tokio::spawn(async move { client.import_cavs(messages).await })
+            tokio::spawn(async move {
+                loop {
+                    let messages = futures::stream::iter([first.clone()]);
+                    let refused = client.import_cavs(messages.chain(futures::stream::pending()));
+                    refused.await.expect_err("no end");
+                }
+            })
         })
         .collect();
     let file = br#"[{"label": "a", "cav": [1, 2]}]"#;
