@@ -5,6 +5,7 @@
 //! op           = "set" | "min" | "max" | "add" | "scale"      (default "set")
 //! amount       = number | number "max"                        (not with "scale")
 //! feature      = [[sae] "::"] ("#" index | label)
+//! sae          = name ["@" digest]                            (8 to 64 hex digits)
 //! CAV edit     = cav [":add"] "=" (number | number "norm")
 //!              | cav ":ablate" | cav ":clamp=" [number] ".." [number]
 //! readout      = feature | "cav:" cav
@@ -68,7 +69,7 @@ impl FromStr for FeatureSelector {
 
     fn from_str(text: &str) -> Result<Self, GrammarError> {
         let (sae, name) = match text.split_once("::") {
-            Some((sae, name)) if sae.chars().all(is_sae_name_char) => (sae, name),
+            Some((sae, name)) if is_sae(sae) => (sae, name),
             _ => ("", text),
         };
         if name.is_empty() {
@@ -134,8 +135,19 @@ fn feature_key(name: &str) -> Result<FeatureKey, GrammarError> {
     }
 }
 
-fn is_sae_name_char(c: char) -> bool {
-    c.is_ascii_alphanumeric() || "._-/".contains(c)
+/// Whether a text can stand for an SAE: its name, one of its versions, or nothing.
+fn is_sae(text: &str) -> bool {
+    let is_name = |name: &str| {
+        name.chars()
+            .all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c))
+    };
+    let is_digest = |digest: &str| {
+        (8..=64).contains(&digest.len()) && digest.bytes().all(|b| b.is_ascii_hexdigit())
+    };
+    match text.split_once('@') {
+        Some((name, digest)) => !name.is_empty() && is_name(name) && is_digest(digest),
+        None => is_name(text),
+    }
 }
 
 fn amount(text: &str) -> Result<Amount, GrammarError> {

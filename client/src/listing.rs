@@ -5,7 +5,7 @@
 pub struct Listing<T> {
     /// The entries.
     pub items: Vec<T>,
-    /// Whether the registry has more than was asked for.
+    /// Whether the registry has more than was asked for, or may have more than it looks at.
     pub truncated: bool,
 }
 

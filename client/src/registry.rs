@@ -122,7 +122,8 @@ impl Client {
         request: v1::SearchFeaturesRequest,
         limit: Option<usize>,
     ) -> Result<Listing<v1::FeatureLabel>, Error> {
-        follow(limit, async |page_size, page_token| {
+        let mut cut = false;
+        let listing = follow(limit, async |page_size, page_token| {
             let request = v1::SearchFeaturesRequest {
                 page_size,
                 page_token,
@@ -130,9 +131,12 @@ impl Client {
             };
             let page = self.registry().search_features(request).await;
             let page = page.map_err(|s| self.registry_failed(s))?.into_inner();
+            cut |= page.truncated;
             Ok((page.features, page.next_page_token))
-        })
-        .await
+        });
+        let Listing { items, truncated } = listing.await?;
+        let truncated = truncated || cut;
+        Ok(Listing { items, truncated })
     }
 
     /// Labelled features of an SAE by index. The request's page fields are filled in here.
@@ -230,7 +234,8 @@ impl Client {
         }
     }
 
-    /// Trains one CAV per label; the stored ones, without vectors.
+    /// Trains one CAV per label; the stored ones, without vectors, and which of them keep an
+    /// earlier training.
     ///
     /// # Errors
     /// If the registry refuses the examples, or is training already.
@@ -238,7 +243,7 @@ impl Client {
         &self,
         config: v1::CavTrainingConfig,
         examples: impl Stream<Item = v1::LabelledActivation> + Send + 'static,
-    ) -> Result<Vec<v1::Cav>, Error> {
+    ) -> Result<v1::TrainCavsResponse, Error> {
         use v1::train_cavs_request::Message;
         let messages = stream::once(async { Message::Config(config) })
             .chain(examples.map(Message::Example))
@@ -247,7 +252,7 @@ impl Client {
             });
         let response = self.registry().train_cavs(messages).await;
         let response = response.map_err(|s| self.registry_failed(s))?;
-        Ok(response.into_inner().cavs)
+        Ok(response.into_inner())
     }
 
     /// CAVs whose names start with `prefix`, without their numbers.

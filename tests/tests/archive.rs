@@ -258,7 +258,8 @@ async fn cavs_for_other_programs_have_the_same_bits() {
         assert_eq!(imported["digest"], own["cav"]["digest"], "{name}");
     }
     for (names, what) in [(&labels[..2], "is one CAV"), (&["first"], "from 1 on")] {
-        let export = ["cavs", "export", "--format", "gguf", "--out", &out];
+        let out = path_text(&folder.path().join("all.gguf"));
+        let export = ["cavs", "export", "--out", &out];
         let output = run(&services.registry.url, &[&export[..], names].concat()).await;
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(

@@ -153,6 +153,45 @@ fn compare(fixture: &Fixture, case: &Case, answer: &Answer) {
     );
 }
 
+/// A feature of an older version, by its SAE's digest, where the newest has the name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_feature_of_an_older_version_is_named_by_digest() {
+    let fixture = Fixture::load("gemma2");
+    let services = Services::start(&fixture, WorkerOptions::default()).await;
+    import(&services, &fixture).await;
+    let show = async |feature: &str| {
+        let args = ["features", "show", feature, "--vectors"];
+        run(&services, &args).await
+    };
+    let steer_by = async |feature: &str| {
+        let edit = format!("{feature}=2");
+        let prompt = ["generate", "a", "--raw", "--max-new-tokens", "1"];
+        let steered = run(&services, &[&prompt[..], &["--feature", &edit]].concat()).await;
+        steered["variants"][0]["interventions"][0]["payload_digest"].clone()
+    };
+    let (first, payload) = (show("#3").await, steer_by("#3").await);
+    assert!(payload.is_string(), "{payload}");
+    let digest = first["feature"]["sae_digest"].as_str().expect("digest");
+    let newer = Fixture::load("gemma3").file(&Fixture::load("gemma3").cases.sae.path);
+    let hook = &fixture.cases.sae.hook;
+    let place = ["--name", SAE, "--hook", hook, "--model", MODEL];
+    let version = [&["saes", "import", &newer, "--new-version"][..], &place].concat();
+    run(&services, &version).await;
+    assert_ne!(
+        show("#3").await["feature"]["decoder"],
+        first["feature"]["decoder"]
+    );
+
+    for digits in [8, 64] {
+        let old = format!("{SAE}@{}::#3", &digest[..digits]);
+        assert_eq!(show(&old).await, first);
+        let similar = run(&services, &["features", "similar", &old]).await;
+        assert!(similar["features"].is_array(), "{similar}");
+        assert_eq!(steer_by(&old).await, payload);
+    }
+    services.stop().await;
+}
+
 macro_rules! families {
     ($($family:ident),*) => {
         $(

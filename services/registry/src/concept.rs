@@ -8,6 +8,9 @@
 //! - the same of trainings on permuted labels: what the recipe makes of no signal at all;
 //! - AUCs of random directions: what any direction gets, because activations spread more
 //!   along some axes than along others.
+//!
+//! Equal activations are never in both parts, and permuted labels are the same for all of them:
+//! texts that are in the data several times would let noise pass for a signal.
 
 // Array views are references already.
 #![allow(clippy::needless_pass_by_value)]
@@ -65,7 +68,7 @@ pub struct Examples<'a> {
     pub values: &'a [f32],
     /// Components of a row.
     pub width: usize,
-    /// Of each row, below `label_count`; of each at least [`EXAMPLES_MIN`].
+    /// Of each row, below `label_count`; of each at least [`EXAMPLES_MIN`], not all the same.
     pub labels: &'a [u32],
     /// How many labels there are; at least two.
     pub label_count: usize,
@@ -117,6 +120,11 @@ pub enum Failure {
         /// The label.
         label: usize,
     },
+    /// A label's examples are all the same, or the same as others': none can be held out.
+    TooAlike {
+        /// The label.
+        label: usize,
+    },
 }
 
 /// Trains and tests. Asks `stopped` now and then whether to give up.
@@ -130,7 +138,8 @@ pub fn train(
     let rows =
         Array2::from_shape_vec(shape, values).map_err(|_| Failure::NoDirection { label: 0 })?;
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-    let split = Split::stratified(examples.labels, config.held_out, &mut rng);
+    let split = Split::stratified(examples, config.held_out, &mut rng)
+        .map_err(|label| Failure::TooAlike { label })?;
     let bench = Bench {
         method: config.method,
         label_count: examples.label_count,

@@ -5,6 +5,7 @@ mod encode;
 mod features;
 mod imports;
 mod pages;
+mod patience;
 mod receive;
 mod saes;
 mod similar;

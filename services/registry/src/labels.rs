@@ -29,6 +29,8 @@ const SOURCE_LEN_MAX: usize = 200;
 const ENTRY_LEN_MAX: u64 = 4 << 20;
 /// First bytes looked at to tell formats apart.
 const PEEK_LEN: u64 = 1 << 20;
+/// What some editors begin a text in UTF-8 with; it says nothing.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Formats of label files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +57,7 @@ impl LabelFormat {
     pub fn detect(file: impl Read + Seek) -> Result<Self, FormatError> {
         let mut start = Vec::new();
         file.take(PEEK_LEN).read_to_end(&mut start)?;
+        let start = start.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&start);
         let start = start.trim_ascii_start();
         let row = match start.first() {
             None => return Err(malformed("the file is empty")),
@@ -157,7 +160,11 @@ pub fn read_labels(
     }
 }
 
+/// Skips what says nothing.
 fn first_byte(reader: &mut impl BufRead) -> Result<Option<u8>, FormatError> {
+    if reader.fill_buf()?.starts_with(BYTE_ORDER_MARK) {
+        reader.consume(BYTE_ORDER_MARK.len());
+    }
     loop {
         let buffer = reader.fill_buf()?;
         match buffer.first() {

@@ -34,7 +34,7 @@ use search::SharedVocabulary;
 pub use scans::{FoundFeature, SimilarQuery};
 pub use statistics::Gathering;
 pub use statistics_import::ReceivedStatistics;
-pub use training::LabelledActivations;
+pub use training::{LabelledActivations, TrainedCavs};
 
 /// SAE imports that run at once: each holds up to 150 MB.
 const IMPORTS_RUNNING_MAX: usize = 1;
@@ -57,6 +57,7 @@ pub struct Registry {
     hub: HubAccess,
     imports: Semaphore,
     importing: Semaphore,
+    cav_imports: Semaphore,
     trainings: Semaphore,
     scans: Semaphore,
     statistics: Semaphore,
@@ -91,6 +92,7 @@ impl Registry {
             importing: Semaphore::new(IMPORTS_RUNNING_MAX),
             scans: Semaphore::new(scans::SCANS_MAX),
             statistics: Semaphore::new(statistics::STATISTICS_MAX),
+            cav_imports: Semaphore::new(cavs::CAV_IMPORTS_MAX),
             trainings: Semaphore::new(training::TRAININGS_MAX),
             objects: Mutex::new(()),
             vocabulary: SharedVocabulary::default(),

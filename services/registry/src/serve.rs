@@ -141,7 +141,10 @@ fn import_access(config: &Config, local: bool) -> Result<Option<Access>> {
     match (config.import_roots.as_slice(), local) {
         ([], true) => Ok(Some(Access::Anywhere)),
         ([], false) => Ok(None),
-        (roots, _) => Ok(Some(Access::roots(roots)?)),
+        (roots, _) => match Access::roots(roots) {
+            Ok(access) => Ok(Some(access)),
+            Err(error) => Err(Error::NotAllowed(format!("--import-root: {error}"))),
+        },
     }
 }
 

@@ -224,7 +224,8 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     async fn remove_statistics(&self, version: i64) -> Result<bool>;
 
     /// Stores CAVs, all or none. A version that is there already becomes the
-    /// newest again. Returns what is stored, without numbers.
+    /// newest again, and keeps what is said of it. Returns what is stored, in this order and
+    /// without numbers.
     async fn add_cavs(&self, cavs: &[CavRecord]) -> Result<Vec<CavRecord>>;
     /// Newest versions by name, behind `after`, without numbers.
     async fn list_cavs(&self, prefix: &str, after: &str, limit: u32) -> Result<Vec<CavRecord>>;

@@ -22,8 +22,8 @@ use crate::{failure::hinted, output};
 #[command(after_help = "\
 Examples:
   steer cavs export rec.sport.baseball --out baseball.safetensors
-  steer cavs export sci.space sci.med --out cavs.pt --format pt
-  steer cavs export rec.sport.baseball --out baseball.gguf --format gguf")]
+  steer cavs export sci.space sci.med --out cavs.pt
+  steer cavs export rec.sport.baseball --out baseball.gguf")]
 pub(super) struct ExportArgs {
     /// Names, or NAME@DIGEST; all of one width, at one hook point.
     #[arg(required = true)]
@@ -31,21 +31,51 @@ pub(super) struct ExportArgs {
     /// The file to write.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Format of the file.
-    #[arg(long, value_enum, default_value_t = Format::Safetensors)]
-    format: Format,
+    /// Format of the file [default: what its name ends in, else safetensors].
+    #[arg(long, value_enum)]
+    format: Option<Format>,
     /// Hook point, where a CAV has directions at several. A GGUF file can hold all of them.
     #[arg(long, value_name = "HOOK")]
     hook: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Format {
     Safetensors,
     Json,
     Pt,
     Gguf,
+}
+
+impl Format {
+    /// What is asked for, which a file's name must not contradict; else what the name says.
+    fn choose(asked: Option<Self>, file: &Path) -> anyhow::Result<Self> {
+        let extension = file.extension().unwrap_or_default().to_string_lossy();
+        let named = Self::from_str(&extension, true).ok();
+        match (asked, named) {
+            (Some(asked), Some(named)) if asked != named => Err(hinted(
+                format!(
+                    "--format says {}, but --out {} ends in .{extension}",
+                    asked.name(),
+                    file.display()
+                ),
+                format!("leave --format out, or end the name in .{}", asked.name()),
+            )),
+            (Some(format), _) | (None, Some(format)) => Ok(format),
+            (None, None) => Ok(Self::Safetensors),
+        }
+    }
+
+    /// As it is written, and what files of it end in.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Safetensors => "safetensors",
+            Self::Json => "json",
+            Self::Pt => "pt",
+            Self::Gguf => "gguf",
+        }
+    }
 }
 
 /// What goes into the file.
@@ -73,11 +103,12 @@ struct ExportDocument {
 }
 
 pub(super) async fn run(args: ExportArgs, client: &Client, json: bool) -> anyhow::Result<()> {
+    let format = Format::choose(args.format, &args.out)?;
     let mut cavs = Vec::new();
     for name in &args.names {
         cavs.push(client.get_cav(name).await?);
     }
-    let (export, bytes) = match args.format {
+    let (export, bytes) = match format {
         Format::Gguf => control_vector(cavs, args.hook.as_deref())?,
         format => {
             let export = collect(cavs, args.hook.as_deref())?;
@@ -94,7 +125,7 @@ pub(super) async fn run(args: ExportArgs, client: &Client, json: bool) -> anyhow
     if json {
         return output::json(&ExportDocument {
             path: args.out,
-            format: args.format,
+            format,
             hook_name: export.hook_name,
             model_id: export.model_id,
             labels: export.labels,
@@ -279,6 +310,28 @@ mod tests {
         let text = String::from_utf8(to_json(&export).expect("json")).expect("utf-8");
         let expected = r#"[{"label":"a","cav":[0.1]}]"#;
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_files_name_says_its_format() {
+        let choose = |asked, file: &str| Format::choose(asked, Path::new(file)).ok();
+        for (asked, file, expected) in [
+            (None, "a.pt", Some(Format::Pt)),
+            (None, "a.b/c.GGUF", Some(Format::Gguf)),
+            (None, "a.json", Some(Format::Json)),
+            (None, "a.safetensors", Some(Format::Safetensors)),
+            (None, "a.bin", Some(Format::Safetensors)),
+            (None, "pt", Some(Format::Safetensors)),
+            (Some(Format::Pt), "a.bin", Some(Format::Pt)),
+            (Some(Format::Pt), "a.pt", Some(Format::Pt)),
+            (Some(Format::Pt), "a.gguf", None),
+            (Some(Format::Safetensors), "a.json", None),
+        ] {
+            assert_eq!(choose(asked, file), expected, "{asked:?} {file}");
+        }
+        let error = Format::choose(Some(Format::Json), Path::new("x.pt"));
+        let error = error.expect_err("contradiction").to_string();
+        assert!(error.contains("--format says json"), "{error}");
     }
 
     #[test]

@@ -45,8 +45,10 @@ pub(super) async fn run(
     // The library has checked that there are as many as asked for.
     let (feature, statistics) = found.swap_remove(0);
     let logits = logits(client, &feature).await;
+    // Of the version that the feature is of, which need not be the newest.
+    let version = format!("{}@{}", feature.sae_id, feature.sae_digest);
     let request = v1::ListFeaturesRequest {
-        sae_id: feature.sae_id.clone(),
+        sae_id: version.clone(),
         feature_index: Some(feature.feature_index),
         include_candidates: true,
         ..v1::ListFeaturesRequest::default()
@@ -55,7 +57,7 @@ pub(super) async fn run(
     let statistics = if statistics.digest.is_empty() {
         None
     } else {
-        let versions = client.list_feature_statistics_versions(&feature.sae_id, None);
+        let versions = client.list_feature_statistics_versions(&version, None);
         let mut versions = versions.await?.items.into_iter();
         let version = versions.find(|version| version.digest == statistics.digest);
         Some(FeatureStatisticsView::new(statistics, version))

@@ -1,8 +1,13 @@
 //! JSON: a list of `{"label", "cav"}`, or `{"cavs": [[…]], "labels": […]}`.
 
-use serde::Deserialize;
+use std::{fmt, marker::PhantomData};
 
-use super::{CavEntry, CavFile};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, SeqAccess, Visitor},
+};
+
+use super::{CAVS_MAX, CavEntry, CavFile, check_counts};
 use crate::format::{FormatError, SourceFile, malformed};
 
 #[derive(Deserialize)]
@@ -15,8 +20,41 @@ struct Labelled {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Columns {
-    cavs: Vec<Vec<f32>>,
-    labels: Vec<String>,
+    cavs: Bounded<Vec<f32>>,
+    labels: Bounded<String>,
+}
+
+/// At most [`CAVS_MAX`] entries. They are counted while they are read: an empty one takes ten
+/// times its text.
+struct Bounded<T>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Bounded<T> {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        json.deserialize_seq(Entries(PhantomData)).map(Self)
+    }
+}
+
+struct Entries<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Vec<T>, A::Error> {
+        let mut read = Vec::new();
+        while let Some(entry) = entries.next_element()? {
+            if read.len() == CAVS_MAX {
+                return Err(A::Error::custom(format!(
+                    "a list of more than {CAVS_MAX} entries"
+                )));
+            }
+            read.push(entry);
+        }
+        Ok(read)
+    }
 }
 
 pub(super) fn read(source: &SourceFile) -> Result<CavFile, FormatError> {
@@ -27,16 +65,14 @@ pub(super) fn read(source: &SourceFile) -> Result<CavFile, FormatError> {
         ))
     };
     let cavs = if bytes.trim_ascii_start().starts_with(b"[") {
-        serde_json::from_slice::<Vec<Labelled>>(&bytes).map_err(bad)?
+        let Bounded(cavs) = serde_json::from_slice(&bytes).map_err(bad)?;
+        cavs
     } else {
-        let Columns { cavs, labels } = serde_json::from_slice(&bytes).map_err(bad)?;
-        if cavs.len() != labels.len() {
-            return Err(malformed(format!(
-                "has {} vectors and {} labels",
-                cavs.len(),
-                labels.len()
-            )));
-        }
+        let Columns {
+            cavs: Bounded(cavs),
+            labels: Bounded(labels),
+        } = serde_json::from_slice(&bytes).map_err(bad)?;
+        check_counts(cavs.len(), labels.len())?;
         labels
             .into_iter()
             .zip(cavs)
@@ -76,6 +112,21 @@ mod tests {
             br#"{"a": 1}"#,
         ] {
             assert!(read(&source(bad)).is_err());
+        }
+    }
+
+    #[test]
+    fn entries_are_counted_while_they_are_read() {
+        let many = |entry: &str| vec![entry; CAVS_MAX + 1].join(",");
+        for file in [
+            format!(r#"{{"cavs": [{}], "labels": []}}"#, many("[]")),
+            format!(r#"{{"labels": [{}], "cavs": []}}"#, many(r#""""#)),
+            format!("[{}]", many(r#"{"label": "", "cav": []}"#)),
+        ] {
+            let error = read(&source(file.as_bytes()))
+                .expect_err("many")
+                .to_string();
+            assert!(error.contains("more than 65536 entries"), "{error}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::CavFile;
+use super::{CavFile, NAME_LEN_MAX, check_counts};
 use crate::format::{FormatError, SourceFile, malformed, pickle::Node, torch::TorchFile};
 
 pub(super) fn read(source: &Arc<SourceFile>, scratch: &Path) -> Result<CavFile, FormatError> {
@@ -23,17 +23,22 @@ pub(super) fn read(source: &Arc<SourceFile>, scratch: &Path) -> Result<CavFile, 
         }
     }
     let cavs = cavs.ok_or_else(|| malformed("has no \"cavs\""))?;
+    let labels = labels.ok_or_else(|| malformed("has no \"labels\""))?;
+    let tensor = file.tensor("cavs", cavs, scratch, &mut |_| Ok(()))?;
+    let [rows, width] = tensor.shape_2d()?;
+    // A pickle may name one long text any number of times, so that copies need a bound.
+    check_counts(rows, labels.len())?;
     let labels = labels
-        .ok_or_else(|| malformed("has no \"labels\""))?
         .iter()
-        .map(|&id| match file.pickle.node(id) {
-            Node::Text(label) => Ok(label.clone()),
-            other => Err(malformed(format!(
-                "\"labels\" holds {other:?}, which is not text"
+        .enumerate()
+        .map(|(i, &id)| match file.pickle.node(id) {
+            Node::Text(label) if label.len() <= NAME_LEN_MAX => Ok(label.clone()),
+            Node::Text(label) => Err(malformed(format!(
+                "\"labels\"[{i}] has {} bytes; at most {NAME_LEN_MAX} are allowed",
+                label.len()
             ))),
+            _ => Err(malformed(format!("\"labels\"[{i}] is not text"))),
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let tensor = file.tensor("cavs", cavs, scratch, &mut |_| Ok(()))?;
-    let [_, width] = tensor.shape_2d()?;
     CavFile::from_rows(&tensor.values()?, width, labels)
 }

@@ -1,55 +1,106 @@
 //! One training and its test: which examples are held out, labels in any order, and what
 //! the directions found are worth.
 
+use std::collections::HashMap;
+
 use ndarray::{Array2, ArrayView2, Axis};
 use rand::{RngExt, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use super::statistics::{Estimate, auc};
+use super::{
+    Examples,
+    statistics::{Estimate, auc},
+};
+
+/// Examples with the same activation, in the order of the data: copies of one text, say. One of
+/// them in training would tell the label of another in the test, so that they stay together.
+type Group = Vec<usize>;
 
 /// Which examples train and which test; in both, in the order of the data.
 #[derive(Debug)]
 pub(super) struct Split {
     pub(super) train: Vec<usize>,
     pub(super) test: Vec<usize>,
+    /// Those of each part, by their first examples.
+    groups: [Vec<Group>; 2],
 }
 
 impl Split {
-    /// Holds out `share` of each label's examples, at least one, and keeps at least one.
-    pub(super) fn stratified(labels: &[u32], share: f64, rng: &mut ChaCha8Rng) -> Self {
-        let mut by_label: Vec<Vec<usize>> = Vec::new();
-        for (i, &label) in labels.iter().enumerate() {
-            let label = label as usize;
-            if by_label.len() <= label {
-                by_label.resize(label + 1, Vec::new());
-            }
-            by_label[label].push(i);
+    /// Holds out `share` of each label's examples, or a little more where groups are large; at
+    /// least one group, and keeps at least one. A group counts for the label of its first
+    /// example. An error is a label that has fewer than two groups.
+    pub(super) fn stratified(
+        examples: Examples<'_>,
+        share: f64,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Self, usize> {
+        let mut by_label: Vec<Vec<Group>> = vec![Vec::new(); examples.label_count];
+        for group in groups(examples) {
+            by_label[examples.labels[group[0]] as usize].push(group);
         }
         let (mut train, mut test) = (Vec::new(), Vec::new());
-        for mut members in by_label.into_iter().filter(|members| !members.is_empty()) {
+        for (label, mut members) in by_label.into_iter().enumerate() {
+            if members.len() < 2 {
+                return Err(label);
+            }
             members.shuffle(rng);
-            let wanted = (members.len() as f64 * share).round() as usize;
-            let held_out = wanted.max(1).min(members.len() - 1);
-            test.extend_from_slice(&members[..held_out]);
-            train.extend_from_slice(&members[held_out..]);
+            let count = members.iter().map(Vec::len).sum::<usize>();
+            let wanted = ((count as f64 * share).round() as usize).max(1);
+            let mut held_out = 0;
+            let kept = members.split_off(members.len() - 1);
+            for group in members {
+                if held_out < wanted {
+                    held_out += group.len();
+                    test.push(group);
+                } else {
+                    train.push(group);
+                }
+            }
+            train.extend(kept);
         }
-        train.sort_unstable();
-        test.sort_unstable();
-        Self { train, test }
+        let rows = |part: &mut Vec<Group>| {
+            part.sort_unstable();
+            let mut rows: Vec<usize> = part.iter().flatten().copied().collect();
+            rows.sort_unstable();
+            rows
+        };
+        Ok(Self {
+            train: rows(&mut train),
+            test: rows(&mut test),
+            groups: [train, test],
+        })
     }
 
-    /// The labels, shuffled within each part, so that each keeps its counts.
+    /// Labels of no meaning: those of the groups, shuffled within each part. If no two examples
+    /// are the same, each part keeps its counts.
     pub(super) fn permuted(&self, labels: &[u32], rng: &mut ChaCha8Rng) -> Vec<u32> {
         let mut permuted = labels.to_vec();
-        for part in [&self.train, &self.test] {
-            let mut shuffled: Vec<u32> = part.iter().map(|&i| labels[i]).collect();
+        for part in &self.groups {
+            let mut shuffled: Vec<u32> = part.iter().map(|group| labels[group[0]]).collect();
             shuffled.shuffle(rng);
-            for (&i, label) in part.iter().zip(shuffled) {
-                permuted[i] = label;
+            for (group, label) in part.iter().zip(shuffled) {
+                for &i in group {
+                    permuted[i] = label;
+                }
             }
         }
         permuted
     }
+}
+
+/// All examples, by their first.
+fn groups(examples: Examples<'_>) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut known: HashMap<Vec<u32>, usize> = HashMap::new();
+    for (i, row) in examples.values.chunks_exact(examples.width).enumerate() {
+        let bits = row.iter().map(|value| value.to_bits()).collect();
+        let group = *known.entry(bits).or_insert(groups.len());
+        match groups.get_mut(group) {
+            Some(group) => group.push(i),
+            None => groups.push(vec![i]),
+        }
+    }
+    groups
 }
 
 /// What held-out examples say of one direction per label.
@@ -108,17 +159,57 @@ mod tests {
         [0, 1, 2].map(|c| indices.iter().filter(|&&i| labels[i] == c).count())
     }
 
+    fn split(values: &[f32], labels: &[u32], rng: &mut ChaCha8Rng) -> Result<Split, usize> {
+        let examples = Examples {
+            values,
+            width: 1,
+            labels,
+            label_count: 3,
+        };
+        Split::stratified(examples, 0.2, rng)
+    }
+
     #[test]
     fn every_label_is_in_both_parts_and_permutations_keep_the_counts() {
         let labels: Vec<u32> = [0; 10].into_iter().chain([1; 5]).chain([2; 100]).collect();
+        let values: Vec<f32> = (0_u16..115).map(f32::from).collect();
         let mut rng = ChaCha8Rng::seed_from_u64(3);
-        let split = Split::stratified(&labels, 0.2, &mut rng);
+        let split = split(&values, &labels, &mut rng).expect("split");
         assert_eq!(counts(&labels, &split.test), [2, 1, 20]);
         assert_eq!(counts(&labels, &split.train), [8, 4, 80]);
         let permuted = split.permuted(&labels, &mut rng);
         assert_eq!(counts(&permuted, &split.test), [2, 1, 20]);
         assert_eq!(counts(&permuted, &split.train), [8, 4, 80]);
         assert_ne!(permuted, labels);
+    }
+
+    #[test]
+    fn equal_examples_stay_together_and_are_permuted_together() {
+        // Each value one to four times, here and there; the same value has the same label.
+        let values: Vec<f32> = (0_u16..300).map(|i| f32::from(i * i % 121)).collect();
+        let labels: Vec<u32> = values.iter().map(|value| *value as u32 % 3).collect();
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let split = split(&values, &labels, &mut rng).expect("split");
+        let part = |rows: &[usize]| rows.iter().map(|&i| values[i]).collect::<Vec<_>>();
+        let (train, test) = (part(&split.train), part(&split.test));
+        assert!(!test.iter().any(|value| train.contains(value)));
+        assert_eq!(train.len() + test.len(), 300);
+        assert!((60..90).contains(&test.len()), "{}", test.len());
+        let permuted = split.permuted(&labels, &mut rng);
+        let one = |value: &f32| values.iter().position(|other| other == value).expect("it");
+        assert!((0..300).all(|i| permuted[i] == permuted[one(&values[i])]));
+        assert_ne!(permuted, labels);
+    }
+
+    #[test]
+    fn a_label_without_two_of_its_own_is_told() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let labels = [0, 0, 1, 1, 2, 2];
+        assert!(split(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], &labels, &mut rng).is_ok());
+        let same = split(&[0.0, 1.0, 2.0, 2.0, 4.0, 5.0], &labels, &mut rng);
+        assert_eq!(same.expect_err("one"), 1);
+        let taken = split(&[0.0, 1.0, 2.0, 3.0, 0.0, 5.0], &labels, &mut rng);
+        assert_eq!(taken.expect_err("another's"), 2);
     }
 
     #[test]

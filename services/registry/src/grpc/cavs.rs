@@ -1,9 +1,11 @@
 //! `CreateCav`, `ImportCavs`, `ListCavs`, `GetCav`, `DeleteCav`, `UndeleteCav`.
 
+use std::time::Duration;
+
 use steering_proto::{HookPoint, Invalid, invalid::required, v1};
 use tonic::{Status, Streaming};
 
-use super::{pages, receive};
+use super::{pages, patience::patiently, receive};
 use crate::{
     cavs::{CavContext, record},
     error::Result,
@@ -16,6 +18,8 @@ const PAGE_SIZE: u32 = 100;
 const FILE_NAME_LEN_MAX: usize = 500;
 /// Largest file of CAVs; it is read into memory.
 const FILE_LEN_MAX: u64 = 128 << 20;
+/// How long the next message of a file may take: few may be under way.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) async fn create(
     registry: &Registry,
@@ -74,7 +78,9 @@ pub(super) async fn import(
     mut stream: Streaming<v1::ImportCavsRequest>,
 ) -> Result<v1::ImportCavsResponse, Status> {
     use v1::import_cavs_request::Content;
-    let first = stream.message().await?.and_then(|message| message.content);
+    let _permit = registry.admit_cav_import()?;
+    let first = patiently(PATIENCE, stream.message()).await?;
+    let first = first.and_then(|message| message.content);
     let Some(Content::Header(v1::CavImportHeader {
         hook_name,
         model_id,
@@ -91,7 +97,7 @@ pub(super) async fn import(
         Some(hook_name.parse().map_err(in_header)?)
     };
     let mut file = receive::ReceivedFile::create(registry.staging(), FILE_LEN_MAX)?;
-    while let Some(message) = stream.message().await? {
+    while let Some(message) = patiently(PATIENCE, stream.message()).await? {
         match required(message.content, "content")? {
             Content::Chunk(chunk) => file.append(chunk).await?,
             Content::Header(_) => return Err(Invalid::field("header", "is there twice").into()),

@@ -66,6 +66,7 @@ pub(super) async fn search(
             .map(LabelRecord::into_wire)
             .collect(),
         next_page_token: next_page_token.unwrap_or_default(),
+        truncated: found.cut,
     })
 }
 

@@ -1,6 +1,6 @@
 //! `ImportSae`, `UploadSae`: a task imports, a stream tells how far it is.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use steering_proto::{
     Invalid,
@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{EventStream, receive::ReceivedFolder};
+use super::{EventStream, patience::patiently, receive::ReceivedFolder};
 use crate::{
     error::Result,
     import::options::ImportOptions,
@@ -23,6 +23,8 @@ use crate::{
 /// Most bytes of one upload: Gemma Scope's largest SAEs have 19 GB.
 const UPLOAD_LEN_MAX: u64 = 64 << 30;
 const PROGRESS_WAITING_MAX: usize = 16;
+/// How long the next message of an upload may take: few may be under way.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) fn import_sae(
     registry: &Arc<Registry>,
@@ -85,16 +87,14 @@ async fn receive(
     progress: &Progress,
 ) -> Result<(ImportOptions, ImportSource), Status> {
     use v1::upload_sae_request::Content;
-    let first = requests
-        .message()
-        .await?
-        .and_then(|message| message.content);
+    let first = patiently(PATIENCE, requests.message()).await?;
+    let first = first.and_then(|message| message.content);
     let Some(Content::Options(options)) = first else {
         return Err(Invalid::field("options", "must be the first message").into());
     };
     let options = parse_options(Some(options))?;
     let mut folder = ReceivedFolder::create(registry.staging(), UPLOAD_LEN_MAX)?;
-    while let Some(message) = requests.message().await? {
+    while let Some(message) = patiently(PATIENCE, requests.message()).await? {
         match required(message.content, "content")? {
             Content::FileName(name) => folder.start(&name).await?,
             Content::Chunk(chunk) => folder.append(chunk).await?,

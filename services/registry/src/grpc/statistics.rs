@@ -10,7 +10,7 @@ use steering_proto::{
 };
 use tonic::{Status, Streaming};
 
-use super::pages;
+use super::{pages, patience::patiently};
 use crate::{error::Result, registry::Registry};
 
 /// How long the next message may take: others cannot compute meanwhile.
@@ -71,20 +71,12 @@ pub(super) async fn compute(
 async fn next(
     stream: &mut Streaming<v1::ComputeFeatureStatisticsRequest>,
 ) -> Result<Option<Message>, Status> {
-    match patiently(stream.message()).await? {
+    match patiently(PATIENCE, stream.message()).await? {
         None => Ok(None),
         Some(v1::ComputeFeatureStatisticsRequest { message }) => {
             Ok(Some(required(message, "message")?))
         }
     }
-}
-
-async fn patiently<T>(message: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-    let message = tokio::time::timeout(PATIENCE, message).await;
-    message.map_err(|_| {
-        let text = format!("no message came for {} s", PATIENCE.as_secs());
-        Status::deadline_exceeded(text)
-    })?
 }
 
 pub(super) async fn import(
@@ -93,14 +85,14 @@ pub(super) async fn import(
 ) -> Result<v1::ImportFeatureStatisticsResponse, Status> {
     use v1::import_feature_statistics_request::Message;
     let _permit = registry.admit_statistics()?;
-    let first = patiently(stream.message()).await?;
+    let first = patiently(PATIENCE, stream.message()).await?;
     let Some(Message::Version(version)) = first.and_then(|first| first.message) else {
         return Err(Invalid::field("version", "must be in the first message of the stream").into());
     };
     let (sae, version) = registry.check_statistics_version(version).await?;
     let mut received = registry.receive_statistics(sae, version)?;
     while let Some(v1::ImportFeatureStatisticsRequest { message }) =
-        patiently(stream.message()).await?
+        patiently(PATIENCE, stream.message()).await?
     {
         match required(message, "message")? {
             Message::Statistics(wire) => received.push(wire)?,

@@ -10,8 +10,9 @@ use steering_proto::{
 };
 use tonic::{Status, Streaming};
 
+use super::patience::patiently;
 use crate::{
-    registry::{LabelledActivations, Registry},
+    registry::{LabelledActivations, Registry, TrainedCavs},
     store::CavRecord,
 };
 
@@ -39,19 +40,18 @@ pub(super) async fn train(
             .map_err(|invalid| invalid.within(&format!("example[{count}]")))?;
         count += 1;
     }
-    let cavs = registry.train_cavs(config, data).await?;
+    let TrainedCavs {
+        cavs,
+        trained_before,
+    } = registry.train_cavs(config, data).await?;
     Ok(v1::TrainCavsResponse {
         cavs: cavs.into_iter().map(CavRecord::into_wire).collect(),
+        trained_before,
     })
 }
 
 async fn next(stream: &mut Streaming<v1::TrainCavsRequest>) -> Result<Option<Message>, Status> {
-    let message = tokio::time::timeout(PATIENCE, stream.message()).await;
-    let late = |_| {
-        let text = format!("no message came for {} s", PATIENCE.as_secs());
-        Status::deadline_exceeded(text)
-    };
-    match message.map_err(late)?? {
+    match patiently(PATIENCE, stream.message()).await? {
         None => Ok(None),
         Some(v1::TrainCavsRequest { message }) => Ok(Some(required(message, "message")?)),
     }

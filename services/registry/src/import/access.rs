@@ -14,13 +14,18 @@ pub enum Access {
 }
 
 impl Access {
-    /// Below these folders, which must exist.
+    /// Below these folders, which must exist. An error names the one that does not.
     pub fn roots(roots: &[PathBuf]) -> std::io::Result<Self> {
-        let roots = roots
-            .iter()
-            .map(std::fs::canonicalize)
-            .collect::<Result<_, _>>()?;
-        Ok(Self::Roots(roots))
+        let real = |root: &PathBuf| {
+            let named = |error: std::io::Error| {
+                let text = format!("{}: {error}", root.display());
+                std::io::Error::new(error.kind(), text)
+            };
+            root.canonicalize().map_err(named)
+        };
+        Ok(Self::Roots(
+            roots.iter().map(real).collect::<Result<_, _>>()?,
+        ))
     }
 
     /// The real path behind `path`. Whether a path outside exists is not told.

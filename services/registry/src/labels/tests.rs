@@ -57,6 +57,19 @@ fn rows_as_lines_and_as_an_array() {
 }
 
 #[test]
+fn a_byte_order_mark_says_nothing() {
+    let expected = Ok(plain(&[(1, "a")]));
+    for text in [
+        r#"{"a": 1}"#,
+        r#" [{"index": 1, "label": "a"}]"#,
+        r#"{"index": 1, "label": "a"}"#,
+    ] {
+        assert_eq!(read(&format!("\u{feff}{text}")), expected, "{text}");
+    }
+    assert!(read("\u{feff}\u{feff}{}").is_err());
+}
+
+#[test]
 fn neuronpedia_explanations() {
     let text = r#"{"modelId":"gemma-2-2b","layer":"21-gemmascope-res-65k","index":"13","description":"mentions of baseball","x":[1]}
 {"modelId":"gemma-2-2b","layer":"21-gemmascope-res-65k","index":14,"description":""}

@@ -2,6 +2,8 @@
 
 use std::{fs::File, sync::Arc};
 
+use tokio::sync::SemaphorePermit;
+
 use super::{Registry, deletion::ambiguous, nearest};
 use crate::{
     blocking::blocking,
@@ -14,7 +16,20 @@ use crate::{
 /// Names looked through for look-alikes.
 const NAMES_MAX: u32 = 20_000;
 
+/// Imports at once: each holds its file, and what came of it, in memory.
+pub(super) const CAV_IMPORTS_MAX: usize = 4;
+
 impl Registry {
+    /// Leave to send a file of CAVs. Errors at once while too many do.
+    pub fn admit_cav_import(&self) -> Result<SemaphorePermit<'_>> {
+        let busy = || {
+            Error::Busy(format!(
+                "{CAV_IMPORTS_MAX} files of CAVs are being imported already"
+            ))
+        };
+        self.cav_imports.try_acquire().map_err(|_| busy())
+    }
+
     /// Stores CAVs that are complete. Returns them without numbers.
     pub async fn add_cavs(&self, records: &[CavRecord]) -> Result<Vec<CavRecord>> {
         self.store.add_cavs(records).await

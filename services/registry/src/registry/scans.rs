@@ -129,7 +129,9 @@ impl Registry {
                 );
                 return Err(Invalid::field(format!("sae_ids[{i}]"), text).into());
             }
-            saes.push(sae);
+            if saes.iter().all(|known: &SaeRecord| known.key != sae.key) {
+                saes.push(sae);
+            }
         }
         Ok(saes)
     }

@@ -3,7 +3,7 @@
 //! Texts and their beginnings are ranges of an index. For words, the vocabulary (all words
 //! of all labels, kept in memory) says which words are meant; lists of the labels that
 //! have them are intersected; and each label found is looked at once more, so that a list
-//! may name labels that are gone.
+//! may name labels that are gone, and words that mean too many others need no lists.
 
 mod lists;
 mod page;
@@ -18,7 +18,7 @@ use self::{
     lists::{AnyOf, in_all},
     page::{EXAMINED_MAX, Page},
     query::Query,
-    vocabulary::Vocabulary,
+    vocabulary::{Meant, Vocabulary},
 };
 use super::Registry;
 use crate::{
@@ -66,6 +66,8 @@ pub struct FoundLabels {
     pub labels: Vec<LabelRecord>,
     /// Where to continue; None at the end.
     pub next: Option<Place>,
+    /// Whether there may be labels that were not looked at, and are on no page.
+    pub cut: bool,
 }
 
 /// A search at work.
@@ -77,6 +79,8 @@ struct Search {
     /// Those of them in which a text may start with the one looked for, and whether one may be it.
     with_text: Vec<(i64, bool)>,
     page: Page,
+    /// See [`FoundLabels::cut`].
+    cut: bool,
 }
 
 impl Registry {
@@ -107,6 +111,7 @@ impl Registry {
             saes,
             with_text,
             page: Page::new(&search),
+            cut: false,
         };
         let mut behind = search.behind;
         for kind in Match::ALL.into_iter().filter(|kind| *kind >= first) {
@@ -125,7 +130,7 @@ impl Registry {
                 break;
             }
         }
-        Ok(work.page.into_found())
+        Ok(work.page.into_found(work.cut))
     }
 }
 
@@ -177,9 +182,10 @@ impl Search {
         behind: Option<Place>,
         vocabulary: &Vocabulary,
     ) -> Result<()> {
-        let Some(meant) = vocabulary.meant(kind, self.query.words()) else {
+        let Some(Meant { words: meant, cut }) = vocabulary.meant(kind, self.query.words()) else {
             return Ok(());
         };
+        self.cut |= cut;
         let start = match &behind {
             Some(place) => self.saes.partition_point(|&sae| sae < place.sae),
             None => 0,

@@ -31,6 +31,15 @@ pub(super) const TRAININGS_MAX: usize = 1;
 const VALUES_MAX: usize = 1 << 26;
 const LABELS_MAX: usize = 1000;
 
+/// CAVs that were trained, as they are stored.
+#[derive(Debug)]
+pub struct TrainedCavs {
+    /// By label, without numbers.
+    pub cavs: Vec<CavRecord>,
+    /// Names of those that were there before and keep another training.
+    pub trained_before: Vec<String>,
+}
+
 /// Labelled activations, as they arrive.
 #[derive(Debug, Default)]
 pub struct LabelledActivations {
@@ -123,13 +132,12 @@ impl Registry {
         self.trainings.try_acquire().map_err(|_| busy())
     }
 
-    /// Trains a CAV per label and stores them, all or none. Returns them by label, without
-    /// numbers. Gives up soon after the caller has.
+    /// Trains a CAV per label and stores them, all or none. Gives up soon after the caller has.
     pub async fn train_cavs(
         &self,
         config: CavTrainingConfig,
         data: LabelledActivations,
-    ) -> Result<Vec<CavRecord>> {
+    ) -> Result<TrainedCavs> {
         data.check()?;
         let stop = StopOnDrop(Arc::default());
         let stopped = Arc::clone(&stop.0);
@@ -152,7 +160,20 @@ impl Registry {
             records(&config, data, trained)
         })
         .await?;
-        self.add_cavs(&records).await
+        let cavs = self.add_cavs(&records).await?;
+        let differs =
+            |stored: &CavRecord, made: &CavRecord| match (&stored.training, &made.training) {
+                (Some(stored), Some(made)) => !made.repeats(stored),
+                _ => false,
+            };
+        let pairs = cavs.iter().zip(&records);
+        let trained_before = pairs.filter(|(stored, made)| differs(stored, made));
+        Ok(TrainedCavs {
+            trained_before: trained_before
+                .map(|(stored, _)| stored.name.clone())
+                .collect(),
+            cavs,
+        })
     }
 }
 
@@ -180,6 +201,15 @@ fn failed(failure: Failure, names: &[&str]) -> Error {
             "example",
             format!(
                 "activations of label {:?} cannot be told from the others: no direction was found",
+                names[label]
+            ),
+        )
+        .into(),
+        Failure::TooAlike { label } => Invalid::field(
+            "example",
+            format!(
+                "has fewer than two different activations of label {:?} (one that several labels have \
+                 counts for the first): none can be held out",
                 names[label]
             ),
         )

@@ -42,7 +42,7 @@ struct State {
 /// Rows of zeros have none and are left out.
 pub fn similar(sae: &SaeFile, query: Query<'_>) -> io::Result<Vec<Neighbour>> {
     let width = sae.width();
-    let norm = dot(query.direction, query.direction).sqrt();
+    let direction = unit(query.direction);
     let squares = sae.object.squares(sae.layout.d_sae as usize);
     let states = sae.visit(BLOCK_BYTES, |state: &mut State, block| {
         let first = block.start;
@@ -51,9 +51,9 @@ pub fn similar(sae: &SaeFile, query: Query<'_>) -> io::Result<Vec<Neighbour>> {
         let top = state.top.get_or_insert_with(|| Top::new(query.top_k));
         for (index, row) in (first..).zip(rows.chunks_exact(width)) {
             let known = squares.and_then(|squares| squares.get(index as usize));
-            let (product, square) = (dot(query.direction, row), square(row, known));
+            let (product, square) = (dot(&direction, row), square(row, known));
             if square > 0.0 && Some(index) != query.except {
-                top.push(product / (norm * square.sqrt()), index);
+                top.push(product / square.sqrt(), index);
             }
         }
         Ok(())
@@ -70,6 +70,14 @@ pub fn similar(sae: &SaeFile, query: Query<'_>) -> io::Result<Vec<Neighbour>> {
             cosine: cosine.clamp(-1.0, 1.0),
         })
         .collect())
+}
+
+/// The direction at norm 1: the squares of one that is very long or short are no numbers of f32.
+fn unit(direction: &[f32]) -> Vec<f32> {
+    let squares = direction.iter().map(|&value| f64::from(value).powi(2));
+    let norm = squares.sum::<f64>().sqrt();
+    let scaled = direction.iter().map(|&value| f64::from(value) / norm);
+    scaled.map(|value| value as f32).collect()
 }
 
 /// ‖row‖², kept when it was computed first.

@@ -41,6 +41,9 @@ const ACQUIRE_WAIT: Duration = Duration::from_secs(5);
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// How long a write waits for another one.
 const LOCK_WAIT: &str = "30s";
+/// The same of one that stores what took long to make or to send: a training, an SAE, a file of
+/// labels. Millions of labels are one transaction of minutes.
+const RESULT_LOCK_WAIT: &str = "SET LOCAL lock_timeout = '10min'";
 /// After this many seconds a server looks whether a silent registry, which may hold
 /// locks, is still there.
 const KEEPALIVE_IDLE: &str = "30";
@@ -105,9 +108,18 @@ impl PostgresStore {
         Self::connect_read_only(connect_options(url)?).await
     }
 
-    /// A transaction that no other of its kind runs beside.
-    async fn begin_exclusive(&self, what: Exclusive) -> Result<Transaction<'static, Postgres>> {
+    /// A transaction that stores a result.
+    async fn begin_result(&self) -> Result<Transaction<'static, Postgres>> {
         let mut transaction = self.pool.begin().await?;
+        sqlx::query(RESULT_LOCK_WAIT)
+            .execute(&mut *transaction)
+            .await?;
+        Ok(transaction)
+    }
+
+    /// One that no other of its kind runs beside.
+    async fn begin_exclusive(&self, what: Exclusive) -> Result<Transaction<'static, Postgres>> {
+        let mut transaction = self.begin_result().await?;
         sqlx::query("SELECT pg_advisory_xact_lock($1)")
             .bind(what as i64)
             .execute(&mut *transaction)

@@ -12,7 +12,7 @@ mod words;
 use std::{collections::HashMap, path::Path, time::Duration};
 
 use sqlx::{
-    Connection, SqlitePool,
+    Connection, Sqlite, SqlitePool, Transaction,
     migrate::Migrator,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
@@ -23,11 +23,17 @@ use super::{
     LabelRecord, ObjectsLock, SaeRecord, StatisticsBatches, StatisticsVersion, Store, Versions,
     WhichStatistics,
 };
-use crate::{error::Result, statistics::FeatureStatistics};
+use crate::{
+    error::{Error, Result},
+    statistics::FeatureStatistics,
+};
 
 const READERS_MAX: u32 = 8;
-/// How long a write waits for another one.
+/// How long a write waits for those before it.
 const WRITE_WAIT: Duration = Duration::from_secs(30);
+/// How long one waits that stores what took long to make or to send: a training, an SAE, a file
+/// of labels. Millions of labels are one transaction of minutes.
+const RESULT_WAIT: Duration = Duration::from_secs(600);
 /// How long SQLite waits for another process.
 const BUSY_WAIT: Duration = Duration::from_secs(10);
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -57,7 +63,7 @@ impl SqliteStore {
             .busy_timeout(BUSY_WAIT);
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
-            .acquire_timeout(WRITE_WAIT)
+            .acquire_timeout(RESULT_WAIT)
             // After a commit for which the disk had no room, SQLite has left the transaction
             // and sqlx has not: such a connection never writes again.
             .before_acquire(|connection, _| {
@@ -77,6 +83,17 @@ impl SqliteStore {
         let store = Self { writer, readers };
         store.index_labels().await?;
         Ok(store)
+    }
+
+    /// Begins a write when those before it are done; they come in the order of asking.
+    async fn begin(&self, wait: Duration) -> Result<Transaction<'static, Sqlite>> {
+        let begun = self.writer.begin_with("BEGIN IMMEDIATE");
+        match tokio::time::timeout(wait, begun).await {
+            Ok(begun) => Ok(begun?),
+            Err(_) => Err(Error::Unavailable(
+                "the database is busy with another write",
+            )),
+        }
     }
 }
 
@@ -280,4 +297,27 @@ impl Store for SqliteStore {
 fn json(values: &[impl serde::Serialize]) -> String {
     // Numbers and texts always serialise.
     serde_json::to_string(values).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn results_wait_longer_than_other_writes_and_in_turn() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("registry.sqlite");
+        let store = SqliteStore::open(&path).await.expect("store");
+        let long = store.begin(WRITE_WAIT).await.expect("alone");
+        let waiting = tokio::spawn({
+            let store = store.clone();
+            async move { store.add_cavs(&[]).await }
+        });
+        let brief = store.begin(Duration::from_millis(50)).await;
+        assert!(matches!(brief, Err(Error::Unavailable(_))), "{brief:?}");
+        assert!(!waiting.is_finished());
+        assert!(store.writer.options().get_acquire_timeout() >= RESULT_WAIT);
+        long.commit().await.expect("commit");
+        waiting.await.expect("task").expect("its turn came");
+    }
 }

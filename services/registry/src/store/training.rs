@@ -56,6 +56,17 @@ pub struct CavTraining {
     pub noise: bool,
 }
 
+impl CavTraining {
+    /// Whether another is of the same examples, split and trials, and so says the same.
+    pub fn repeats(&self, other: &Self) -> bool {
+        let recipe = |it: &Self| {
+            let trials = (it.null_auc.trials, it.held_out_count, it.seed);
+            (it.method, it.activations_digest.clone(), trials)
+        };
+        recipe(self) == recipe(other) && self.source == other.source
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "CavMethod", rename_all = "snake_case")]
 enum Method {

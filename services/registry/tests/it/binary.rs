@@ -61,7 +61,7 @@ fn a_wrong_command_line_says_so() {
                 "--import-root",
                 "/no/such/folder",
             ],
-            "No such file",
+            "--import-root: /no/such/folder: No such file",
         ),
         (&["--data", &data, "--log", "=="], "--log"),
     ] {

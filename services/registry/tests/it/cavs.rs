@@ -1,9 +1,13 @@
 //! CAVs: versions, addresses, refusals.
 
+use futures::StreamExt;
 use steering_proto::v1;
 use tonic::Code;
 
-use crate::harness::{HOOK, MODEL, Server, field};
+use crate::{
+    harness::{HOOK, MODEL, Server, field},
+    sources::zip,
+};
 
 pub(crate) fn create(name: &str, values: &[f32]) -> v1::CreateCavRequest {
     let direction = v1::CavDirection {
@@ -268,4 +272,98 @@ async fn files_need_a_place_and_a_model_and_distinct_names() {
         ["a", "b"]
     );
     assert_eq!(stored[0].origin, "x.json");
+}
+
+/// `{"cavs": tensor[2, 1], "labels": [label, …]}` as `torch.save` writes it; every label but the
+/// first is a reference to the first.
+fn torch_file(label: &str, labels: usize) -> Vec<u8> {
+    let text = |text: &str| {
+        let len = u32::try_from(text.len()).expect("short");
+        [b"X", &len.to_le_bytes()[..], text.as_bytes()].concat()
+    };
+    let pickle = [
+        &b"\x80\x02}("[..],
+        &text("cavs"),
+        b"ctorch._utils\n_rebuild_tensor_v2\n((",
+        &text("storage"),
+        b"ctorch\nFloatStorage\n",
+        &text("0"),
+        &text("cpu"),
+        b"K\x02tQK\0K\x02K\x01\x86K\x01K\x01\x86\x89ccollections\nOrderedDict\n)RtR",
+        &text("labels"),
+        b"](",
+        &text(label),
+        b"q\x01",
+        &b"h\x01".repeat(labels - 1),
+        b"eu.",
+    ]
+    .concat();
+    let numbers = [1.0_f32, 2.0].map(f32::to_le_bytes).concat();
+    let entries = [("a/data.pkl", pickle), ("a/data/0", numbers)];
+    zip(
+        &entries.map(|(name, bytes)| (name.to_owned(), bytes)),
+        false,
+    )
+}
+
+#[tokio::test]
+async fn labels_of_a_pickle_are_counted_and_measured_before_they_are_copied() {
+    let mut server = Server::start().await;
+    let header = v1::CavImportHeader {
+        hook_name: HOOK.to_owned(),
+        model_id: MODEL.to_owned(),
+        file_name: "x.pt".to_owned(),
+    };
+    for (label, labels, expected) in [
+        // 40 GB, were they copied first.
+        ("a".repeat(1 << 20), 40_000, "2 vectors and 40000 labels"),
+        ("a".repeat(201), 2, "\"labels\"[0] has 201 bytes"),
+        ("a".to_owned(), 2, "twice"),
+    ] {
+        let file = torch_file(&label, labels);
+        let status = server.cavs(&file, header.clone()).await;
+        let status = status.expect_err(expected);
+        assert_eq!(field(&status), "chunk");
+        assert!(status.message().contains(expected), "{status:?}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn few_files_are_imported_at_once() {
+    use v1::import_cavs_request::Content;
+    let mut server = Server::start().await;
+    let header = v1::CavImportHeader {
+        hook_name: HOOK.to_owned(),
+        model_id: MODEL.to_owned(),
+        file_name: "x.json".to_owned(),
+    };
+    // Four clients that send no more than a header, and try until they may.
+    let idle: Vec<_> = (0..4)
+        .map(|_| {
+            let first = v1::ImportCavsRequest {
+                content: Some(Content::Header(header.clone())),
+            };
+            let mut client = server.client.clone();
+            tokio::spawn(async move {
+                loop {
+                    let messages = futures::stream::iter([first.clone()]);
+                    let refused = client.import_cavs(messages.chain(futures::stream::pending()));
+                    refused.await.expect_err("no end");
+                }
+            })
+        })
+        .collect();
+    let file = br#"[{"label": "a", "cav": [1, 2]}]"#;
+    let mut import = async |refused: bool| {
+        while server.cavs(file, header.clone()).await.is_err() != refused {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        server.cavs(file, header.clone()).await
+    };
+    let status = import(true).await.expect_err("no room");
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    idle.iter().for_each(tokio::task::JoinHandle::abort);
+    import(false).await.expect("room");
+    server.stop().await;
 }

@@ -197,21 +197,36 @@ async fn neighbours_are_those_of_all_cosines() {
     expected.sort_by(|a, b| b.0.total_cmp(&a.0));
 
     use v1::find_similar_features_request::Query;
-    let vector = Query::Vector(v1::Vector {
-        name: String::new(),
-        values: query.2.iter().map(|v| v * 3.0).collect(),
-    });
-    let found = similar(&mut server, vector.clone(), &[], 15)
+    let scaled = |scale: f32| {
+        Query::Vector(v1::Vector {
+            name: String::new(),
+            values: query.2.iter().map(|v| v * scale).collect(),
+        })
+    };
+    // Their squares overflow, and vanish.
+    for scale in [3.0, 1e25, 1e-30] {
+        let found = similar(&mut server, scaled(scale), &[], 15)
+            .await
+            .expect("found");
+        assert_eq!(found.compared_count, 80);
+        for (found, (cosine, name, index)) in found.features.iter().zip(&expected) {
+            assert!(
+                (f64::from(found.cosine) - cosine).abs() < 1e-5,
+                "{found:?} {cosine} {scale}"
+            );
+            assert_eq!((&found.sae_id, found.feature_index), (name, *index));
+        }
+    }
+    let vector = scaled(3.0);
+    let twice = [names[0].as_str(), &names[0]];
+    let twice = similar(&mut server, vector.clone(), &twice, 50)
         .await
         .expect("found");
-    assert_eq!(found.compared_count, 80);
-    for (found, (cosine, name, index)) in found.features.iter().zip(&expected) {
-        assert!(
-            (f64::from(found.cosine) - cosine).abs() < 1e-5,
-            "{found:?} {cosine}"
-        );
-        assert_eq!((&found.sae_id, found.feature_index), (name, *index));
-    }
+    assert_eq!(
+        (twice.compared_count, twice.features.len()),
+        (40, 40),
+        "an SAE named twice is looked through once"
+    );
     server
         .labels(&names[0], b"{\"seven\": 7}")
         .await

@@ -347,3 +347,41 @@ async fn listings_go_by_feature_in_pages() {
         assert_eq!(found, expected, "{source}");
     }
 }
+
+#[tokio::test]
+async fn a_word_that_starts_many_others_hides_nothing() {
+    let mut server = Server::start().await;
+    let path = write_npz(server.data.path(), "a.npz", 0);
+    server.import(&path, "a").await.expect("import");
+    let mut rows: Vec<String> = (0..700)
+        .map(|i| format!(r#"{{"index": 1, "label": "item 9{i:03}"}}"#))
+        .collect();
+    rows.push(r#"{"index": 2, "label": "okapi 99999z"}"#.to_owned());
+    rows.extend((0..700).map(|i| format!(r#"{{"index": 3, "label": "item abc{i:03}"}}"#)));
+    rows.push(r#"{"index": 3, "label": "okapi xabc"}"#.to_owned());
+    rows.push(r#"{"index": 3, "label": "okapi abcz"}"#.to_owned());
+    let labels = rows.join("\n");
+    server.labels("a", labels.as_bytes()).await.expect("labels");
+    let mut found = async |query: &str| {
+        let request = v1::SearchFeaturesRequest {
+            query: query.to_owned(),
+            page_size: 1000,
+            ..v1::SearchFeaturesRequest::default()
+        };
+        let page = server.client.search_features(request).await;
+        let page = page.expect("search").into_inner();
+        assert!(page.next_page_token.is_empty(), "one page");
+        (page.features, page.truncated)
+    };
+    let (labels, truncated) = found("9 okapi").await;
+    let labels: Vec<&str> = labels.iter().map(|label| label.label.as_str()).collect();
+    assert_eq!((labels, truncated), (vec!["okapi 99999z"], false));
+    let (labels, truncated) = found("9 item").await;
+    assert_eq!((labels.len(), truncated), (700, false));
+    // What was passed over among better matches is found where it fits.
+    let (labels, _) = found("abc okapi").await;
+    let labels: Vec<&str> = labels.iter().map(|label| label.label.as_str()).collect();
+    assert_eq!(labels, ["okapi abcz", "okapi xabc"]);
+    let (labels, truncated) = found("9").await;
+    assert_eq!((labels.len(), truncated), (500, true));
+}

@@ -153,6 +153,41 @@ fn signal_is_called_signal_and_noise_noise() {
     }
 }
 
+/// 60 random activations with random labels, five times each.
+#[test]
+fn copies_of_noise_are_noise() {
+    let mut state = 1_u64;
+    let mut random = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+    };
+    let width = 64;
+    let rows: Vec<f32> = (0..60 * width).map(|_| random()).collect();
+    let labels: Vec<u32> = (0..60).map(|_| u32::from(random() > 0.0)).collect();
+    let (values, labels) = (rows.repeat(5), labels.repeat(5));
+    for seed in 0..5 {
+        let examples = Examples {
+            values: &values,
+            width,
+            labels: &labels,
+            label_count: 2,
+        };
+        let config = Config {
+            method: Method::Svm,
+            held_out: 0.2,
+            null_trials: 20,
+            seed,
+        };
+        let trained = train(examples, &config, &|| false).expect("trained");
+        assert!((60..=65).contains(&trained.held_out), "{trained:?}");
+        for concept in &trained.concepts {
+            assert!(concept.noise && concept.auc.value < 0.95, "{concept:?}");
+        }
+    }
+}
+
 fn example(label: &str, values: &[f32]) -> v1::LabelledActivation {
     v1::LabelledActivation {
         label: label.to_owned(),
@@ -178,7 +213,7 @@ async fn train_over_grpc(
     server: &mut Server,
     config: v1::CavTrainingConfig,
     examples: Vec<v1::LabelledActivation>,
-) -> Result<Vec<v1::Cav>, Status> {
+) -> Result<v1::TrainCavsResponse, Status> {
     use v1::train_cavs_request::Message;
     let messages =
         std::iter::once(Message::Config(config)).chain(examples.into_iter().map(Message::Example));
@@ -191,7 +226,7 @@ async fn train_over_grpc(
         .client
         .train_cavs(tokio_stream::iter(messages))
         .await?;
-    Ok(response.into_inner().cavs)
+    Ok(response.into_inner())
 }
 
 #[tokio::test]
@@ -200,7 +235,8 @@ async fn trained_cavs_are_stored_with_how_they_were_trained() {
     let mut server = Server::start().await;
     let cavs = train_over_grpc(&mut server, config(), golden.examples())
         .await
-        .expect("trained");
+        .expect("trained")
+        .cavs;
     let names: Vec<&str> = cavs.iter().map(|cav| cav.name.as_str()).collect();
     assert_eq!(names, ["label 0", "label 1", "label 2", "label 3"]);
     let data = server.stop().await;
@@ -274,16 +310,22 @@ async fn bad_examples_are_refused_by_field_and_store_nothing() {
         assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
         assert_eq!(field(&status), expected);
     }
-    let alike = ["a", "b"]
-        .map(|label| vec![example(label, &[1.0, 2.0]); 5])
-        .concat();
-    let means = v1::CavTrainingConfig {
+    let alike = ["a", "b"].map(|label| vec![example(label, &[1.0, 2.0]); 5]);
+    let status = train_over_grpc(&mut server, config(), alike.concat())
+        .await
+        .expect_err("the same");
+    assert!(status.message().contains("two different"), "{status:?}");
+    // Means are 2 of four each, exactly.
+    let means = [("a", [0.0, 1.0, 3.0, 4.0]), ("b", [-1.0, -2.0, 5.0, 6.0])];
+    let means = means.map(|(label, values)| values.map(|value| example(label, &[value])));
+    let means = [means.concat(), means.concat()].concat();
+    let config_of_means = v1::CavTrainingConfig {
         method: v1::CavMethod::MeanDifference.into(),
         ..config()
     };
-    let status = train_over_grpc(&mut server, means, alike)
+    let status = train_over_grpc(&mut server, config_of_means, means)
         .await
-        .expect_err("the same");
+        .expect_err("the same means");
     assert!(status.message().contains("no direction"), "{status:?}");
     let bad = v1::CavTrainingConfig {
         null_trials: Some(3),
@@ -298,5 +340,29 @@ async fn bad_examples_are_refused_by_field_and_store_nothing() {
         .list_cavs(v1::ListCavsRequest::default())
         .await;
     assert!(listed.expect("list").into_inner().cavs.is_empty());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_version_keeps_what_its_first_training_said() {
+    let golden = Golden::load("tall");
+    let mut server = Server::start().await;
+    let mut train = async |seed| {
+        let config = v1::CavTrainingConfig {
+            seed: Some(seed),
+            ..config()
+        };
+        let trained = train_over_grpc(&mut server, config, golden.examples());
+        trained.await.expect("trained")
+    };
+    let first = train(1).await;
+    assert!(first.trained_before.is_empty(), "{first:?}");
+    let same = train(1).await;
+    assert!(same.trained_before.is_empty(), "{same:?}");
+    // Directions are of all examples, whatever the seed of the statistics.
+    let other = train(2).await;
+    let names: Vec<&String> = other.cavs.iter().map(|cav| &cav.name).collect();
+    assert_eq!(other.trained_before.iter().collect::<Vec<_>>(), names);
+    assert_eq!(other.cavs, first.cavs);
     server.stop().await;
 }

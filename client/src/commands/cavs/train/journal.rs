@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
+    fs::{File, TryLockError},
     io::{BufRead, BufReader, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
@@ -48,12 +48,18 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Opens a file, or begins one. One of other activations is refused.
+    /// Opens a file, or begins one. One of other activations is refused, and one that another
+    /// command has open: two that write would each tear the other's lines.
     pub(super) fn open(path: &Path, header: &Header) -> anyhow::Result<Self> {
         let cannot = || format!("cannot keep activations in {}", path.display());
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false);
         let file = options.open(path).with_context(cannot)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(in_use(path)),
+            Err(TryLockError::Error(error)) => return Err(error).with_context(cannot),
+        }
         let mut journal = Self {
             path: path.to_owned(),
             file,
@@ -138,6 +144,13 @@ impl Journal {
     }
 }
 
+fn in_use(path: &Path) -> anyhow::Error {
+    hinted(
+        format!("{} is in use by another command", path.display()),
+        "wait for it, or name another file with --work FILE",
+    )
+}
+
 fn parse(line: &[u8]) -> Option<([u8; 32], Capture)> {
     let Line {
         text_sha256,
@@ -190,6 +203,19 @@ mod tests {
                 .expect("third")
                 .has(&[3; 32])
         );
+    }
+
+    #[test]
+    fn one_command_at_a_time_has_the_file() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("work");
+        let mut first = Journal::open(&path, &header(64)).expect("new");
+        let error = Journal::open(&path, &header(64)).expect_err("in use");
+        assert!(error.to_string().contains("work is in use"), "{error}");
+        first.add([1; 32], Capture::TooShort).expect("add");
+        drop(first);
+        let again = Journal::open(&path, &header(64)).expect("free");
+        assert!(again.has(&[1; 32]));
     }
 
     #[test]

@@ -10,6 +10,12 @@ pub(super) const NODES_MAX: usize = 1 << 20;
 /// Deepest nesting of marks and most values waiting on the stack.
 pub(super) const STACK_MAX: usize = 1 << 20;
 
+/// Longest name of a storage in bytes; torch numbers them. A name is copied wherever it is used,
+/// which may be any number of times.
+const STORAGE_KEY_LEN_MAX: usize = 64;
+/// Most axes of a tensor.
+const AXES_MAX: usize = 8;
+
 /// Runs a pickle; returns its values and which of them is the outermost.
 pub(super) fn run(bytes: &[u8]) -> Result<(Vec<Node>, NodeId), FormatError> {
     let mut machine = Machine::new(bytes);
@@ -231,15 +237,15 @@ impl<'a> Machine<'a> {
         let Node::Tuple(items) = &self.nodes[id.0] else {
             return Err(bad());
         };
-        let items: Vec<&Node> = items.iter().map(|id| &self.nodes[id.0]).collect();
-        let storage = match *items {
+        let items: &[NodeId; 5] = items.as_slice().try_into().map_err(|_| bad())?;
+        let storage = match items.map(|id| &self.nodes[id.0]) {
             [
                 Node::Text(kind),
                 Node::Global(Global::Storage(dtype)),
                 Node::Text(key),
                 Node::Text(_location),
                 Node::Int(len),
-            ] if kind == "storage" => Storage {
+            ] if kind == "storage" && key.len() <= STORAGE_KEY_LEN_MAX => Storage {
                 dtype: *dtype,
                 key: key.clone(),
                 len: u64::try_from(*len).map_err(|_| bad())?,
@@ -287,14 +293,14 @@ impl<'a> Machine<'a> {
             _ => Err(bad()),
         };
         let ints = |id: NodeId| match &self.nodes[id.0] {
-            Node::Tuple(items) => items
+            Node::Tuple(items) if items.len() <= AXES_MAX => items
                 .iter()
                 .map(|&item| int(item))
                 .collect::<Result<Vec<_>, _>>(),
             _ => Err(bad()),
         };
         let (shape, strides) = (ints(shape)?, ints(strides)?);
-        if shape.len() != strides.len() || shape.len() > 8 {
+        if shape.len() != strides.len() {
             return Err(bad());
         }
         Ok(TensorNode {

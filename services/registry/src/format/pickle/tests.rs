@@ -89,6 +89,14 @@ fn depth_and_size_are_bounded() {
     assert!(Pickle::parse(&marks).is_err());
     let wide = [[b'N', b'0'].repeat(NODES_MAX + 1), vec![b'.']].concat();
     assert!(Pickle::parse(&wide).is_err());
+    // A storage of a long name, which would be copied with each of its tensors.
+    let mut named = b"(".to_vec();
+    named.extend(text("storage"));
+    named.extend(b"ctorch\nFloatStorage\n");
+    named.extend(text(&"0".repeat(1 << 20)));
+    named.extend([&text("cpu"), &b"K\x06tQ."[..]].concat());
+    let error = Pickle::parse(&named).expect_err("long").to_string();
+    assert!(error.contains("no torch storage"), "{error}");
     // A list that contains itself.
     assert!(Pickle::parse(b"]q\0h\0a.").is_ok());
     for endless in [

@@ -16,7 +16,9 @@ pub(super) struct Page {
     labels: Vec<LabelRecord>,
     /// Place of the last of `labels`.
     last: Option<Place>,
-    /// Keys of labels looked at.
+    /// How many labels were looked at.
+    examined: usize,
+    /// Keys of those that need not be looked at again.
     seen: HashSet<i64>,
     /// Whether pages before had labels.
     found_before: bool,
@@ -30,6 +32,7 @@ impl Page {
             source: search.source.clone(),
             labels: Vec::new(),
             last: None,
+            examined: 0,
             seen: HashSet::new(),
             found_before: search.behind.as_ref().is_some_and(|place| place.found),
             next: None,
@@ -46,13 +49,15 @@ impl Page {
     }
 
     /// How many labels to ask the store for: one more than fits says whether there is
-    /// another page.
+    /// another page. As many as were looked at where few of these fitted.
     pub(super) fn wanted(&self) -> usize {
-        (self.limit + 1 - self.labels.len()).max(ASKED_MIN)
+        let to_fill = self.limit + 1 - self.labels.len();
+        let wanted = to_fill.max(ASKED_MIN).max(self.examined);
+        wanted.min(EXAMINED_MAX - self.examined)
     }
 
-    /// Whether a label was looked at. If it did not fit, it will not in a worse kind of
-    /// match, where it is found again.
+    /// Whether a label was looked at, and fits as it was found or not at all: it may be found
+    /// again in a worse kind of match.
     pub(super) fn has_seen(&self, key: i64) -> bool {
         self.seen.contains(&key)
     }
@@ -69,13 +74,17 @@ impl Page {
 
     /// Takes a label if it fits; says whether the page is done.
     pub(super) fn offer(&mut self, query: &Query, kind: Match, label: LabelRecord) -> bool {
-        self.seen.insert(label.key);
+        self.examined += 1;
+        let best = query.best(&label.folded);
+        if best.is_none_or(|best| best <= kind) {
+            self.seen.insert(label.key);
+        }
         let fits = !label.facts.candidate
             && self
                 .source
                 .as_ref()
                 .is_none_or(|source| *source == label.source)
-            && query.best(&label.folded) == Some(kind);
+            && best == Some(kind);
         if fits && self.labels.len() == self.limit {
             self.next = self.last.take();
             return true;
@@ -86,16 +95,17 @@ impl Page {
             self.labels.push(label);
             self.last = Some(place.clone());
         }
-        if self.seen.len() == EXAMINED_MAX {
+        if self.examined == EXAMINED_MAX {
             self.next = Some(place);
         }
         self.is_done()
     }
 
-    pub(super) fn into_found(self) -> FoundLabels {
+    pub(super) fn into_found(self, cut: bool) -> FoundLabels {
         FoundLabels {
             labels: self.labels,
             next: self.next,
+            cut,
         }
     }
 }

@@ -11,8 +11,7 @@ use crate::{error::Result, store::LabelReader};
 const WORDS_MAX: usize = 4 << 20;
 /// Words read at once.
 const WORDS_READ: u32 = 50_000;
-/// Words that one word of a query may mean: the first in the alphabet, those that it
-/// starts before others.
+/// Words that one word of a query may mean for labels to be looked up by it.
 const MEANT_MAX: usize = 500;
 
 /// The words, as far as they were read.
@@ -22,6 +21,17 @@ pub(super) struct Vocabulary {
     words: Vec<Word>,
     /// Largest id.
     last: i64,
+}
+
+/// What the words of a query mean.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Meant {
+    /// Ids of the words that are meant, for each word of the query that labels are looked up by. A
+    /// word that means too many is not among these, and is left to the look at each label.
+    pub(super) words: Vec<Vec<i64>>,
+    /// Whether there are labels that these do not lead to: all words of the query mean too many,
+    /// and the one that starts the fewest is taken for the first that it means.
+    pub(super) cut: bool,
 }
 
 /// With what tells quickly that it is not meant.
@@ -55,13 +65,16 @@ impl Vocabulary {
         self.words.sort_by(|a, b| a.text.cmp(&b.text));
     }
 
-    /// For each word of a query, the ids of the words that it means. None if one means
-    /// nothing, or all mean no more than in better kinds of matches.
-    pub(super) fn meant(&self, kind: Match, asked: &[String]) -> Option<Vec<Vec<i64>>> {
+    /// What the words of a query mean. None if one means nothing, or all mean no more than in
+    /// better kinds of matches.
+    pub(super) fn meant(&self, kind: Match, asked: &[String]) -> Option<Meant> {
         let mut gains = kind == Match::Words;
-        let mut meant = Vec::with_capacity(asked.len());
+        let mut words = Vec::with_capacity(asked.len());
+        let mut too_many = Vec::new();
         for asked in asked {
-            let mut ids = self.starting(asked);
+            let starting = self.starting(asked);
+            let ids = starting.iter().take(MEANT_MAX + 1).map(|word| word.id);
+            let mut ids: Vec<i64> = ids.collect();
             let others = match kind {
                 Match::Exact | Match::Prefix | Match::Words => Vec::new(),
                 Match::Part => self.containing(asked),
@@ -69,23 +82,29 @@ impl Vocabulary {
             };
             gains |= !others.is_empty();
             ids.extend(others);
-            ids.truncate(MEANT_MAX);
-            if ids.is_empty() {
-                return None;
+            match ids.len() {
+                0 => return None,
+                1..=MEANT_MAX => words.push(ids),
+                _ => too_many.push((starting.len(), ids)),
             }
-            meant.push(ids);
         }
-        (gains && !meant.is_empty()).then_some(meant)
+        // Words beyond those that are held lead to labels, too.
+        let mut cut = self.words.len() >= WORDS_MAX;
+        let fewest = too_many.into_iter().min_by_key(|(starting, _)| *starting);
+        if words.is_empty()
+            && let Some((_, mut ids)) = fewest
+        {
+            ids.truncate(MEANT_MAX);
+            words.push(ids);
+            cut = true;
+        }
+        (gains && !words.is_empty()).then_some(Meant { words, cut })
     }
 
-    fn starting(&self, asked: &str) -> Vec<i64> {
+    fn starting(&self, asked: &str) -> &[Word] {
         let start = self.words.partition_point(|word| &*word.text < asked);
-        self.words[start..]
-            .iter()
-            .take_while(|word| word.text.starts_with(asked))
-            .take(MEANT_MAX)
-            .map(|word| word.id)
-            .collect()
+        let from = &self.words[start..];
+        &from[..from.partition_point(|word| word.text.starts_with(asked))]
     }
 
     /// Words that contain it, but do not start with it.
@@ -95,7 +114,7 @@ impl Vocabulary {
             .iter()
             .filter(|word| word.letters & wanted == wanted)
             .filter(|word| !word.text.starts_with(asked) && Match::Part.means(asked, &word.text))
-            .take(MEANT_MAX)
+            .take(MEANT_MAX + 1)
             .map(|word| word.id)
             .collect()
     }
@@ -169,7 +188,11 @@ mod tests {
         let ids = (1..).zip(words.map(str::to_owned));
         vocabulary.add(ids.collect());
         vocabulary.add(vec![(7, "ball's".to_owned())]);
-        let meant = |kind, asked: &str| vocabulary.meant(kind, &[asked.to_owned()]);
+        let meant = |kind, asked: &str| {
+            let meant = vocabulary.meant(kind, &[asked.to_owned()])?;
+            assert!(!meant.cut);
+            Some(meant.words)
+        };
         assert_eq!(meant(Match::Words, "ball"), Some(vec![vec![2, 7, 4, 5]]));
         assert_eq!(meant(Match::Part, "ball"), Some(vec![vec![2, 7, 4, 5, 3]]));
         assert_eq!(meant(Match::Part, "ba"), None, "no more than words");
@@ -181,8 +204,31 @@ mod tests {
         assert_eq!(
             vocabulary
                 .meant(Match::Near, &asked)
-                .map(|meant| meant.len()),
+                .map(|meant| meant.words.len()),
             Some(2)
         );
+    }
+
+    #[test]
+    fn a_word_that_means_too_many_is_left_to_others() {
+        let mut vocabulary = Vocabulary::default();
+        let many = (1..).zip((0..2000).map(|i| format!("9{i:04}")));
+        vocabulary.add(many.collect());
+        vocabulary.add(vec![
+            (3001, "okapi".to_owned()),
+            (3002, "okapis".to_owned()),
+        ]);
+        let meant = |asked: &[&str]| {
+            let asked: Vec<String> = asked.iter().map(|&word| word.to_owned()).collect();
+            vocabulary.meant(Match::Words, &asked).expect("meant")
+        };
+        let both = meant(&["9", "okapi"]);
+        assert_eq!((both.words, both.cut), (vec![vec![3001, 3002]], false));
+        // "91" starts 1,000 words, "9" twice as many.
+        let broad = meant(&["9", "91"]);
+        assert_eq!(broad.words, [(1001..=1500).collect::<Vec<_>>()]);
+        assert!(broad.cut);
+        let asked = ["9".to_owned(), "zebra".to_owned()];
+        assert_eq!(vocabulary.meant(Match::Words, &asked), None);
     }
 }

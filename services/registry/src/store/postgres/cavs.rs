@@ -163,7 +163,7 @@ async fn store(connection: &mut PgConnection, cav: &CavRecord) -> Result<CavRow>
         .push("(SELECT COALESCE(MAX(stored), 0) + 1 FROM cavs)");
     insert.push(
         ") ON CONFLICT (name, digest) DO UPDATE SET stored = excluded.stored, \
-         training = COALESCE(excluded.training, cavs.training) RETURNING ",
+         training = COALESCE(cavs.training, excluded.training) RETURNING ",
     );
     insert.push(CAV_COLUMNS);
     let row: CavRow = insert.build_query_as().fetch_one(&mut *connection).await?;

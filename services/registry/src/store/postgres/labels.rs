@@ -32,7 +32,7 @@ impl PostgresStore {
         mut labels: LabelBatches<'_>,
         unique_names: bool,
     ) -> Result<LabelCounts> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin_result().await?;
         let found: Option<i64> = sqlx::query_scalar(
             "SELECT id FROM saes WHERE id = $1 AND deleted_at_ms IS NULL FOR NO KEY UPDATE",
         )

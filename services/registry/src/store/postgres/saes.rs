@@ -17,7 +17,7 @@ use crate::{
 
 impl PostgresStore {
     pub(super) async fn insert_sae(&self, sae: &SaeRecord, new_version: bool) -> Result<SaeRecord> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin_result().await?;
         let held: Option<i64> = sqlx::query_scalar("SELECT id FROM saes WHERE name = $1")
             .bind(&sae.name)
             .fetch_optional(&mut *transaction)

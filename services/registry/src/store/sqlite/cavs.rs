@@ -2,7 +2,7 @@
 
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
-use super::{SqliteStore, json};
+use super::{RESULT_WAIT, SqliteStore, WRITE_WAIT, json};
 use crate::{
     error::Result,
     store::{
@@ -16,7 +16,7 @@ use crate::{
 
 impl SqliteStore {
     pub(super) async fn insert_cavs(&self, cavs: &[CavRecord]) -> Result<Vec<CavRecord>> {
-        let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.begin(RESULT_WAIT).await?;
         let mut stored = Vec::with_capacity(cavs.len());
         for cav in cavs {
             stored.push(store(&mut transaction, cav).await?);
@@ -113,8 +113,10 @@ impl SqliteStore {
     }
 
     async fn change(&self, mut query: QueryBuilder<Sqlite>) -> Result<u32> {
-        let changed = query.build().execute(&self.writer).await?.rows_affected();
-        Ok(u32::try_from(changed).unwrap_or(u32::MAX))
+        let mut transaction = self.begin(WRITE_WAIT).await?;
+        let done = query.build().execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(u32::try_from(done.rows_affected()).unwrap_or(u32::MAX))
     }
 
     pub(super) async fn find_cav_names(&self, limit: u32) -> Result<Vec<String>> {
@@ -159,7 +161,7 @@ async fn store(connection: &mut SqliteConnection, cav: &CavRecord) -> Result<Cav
         .push("(SELECT COALESCE(MAX(stored), 0) + 1 FROM cavs)");
     insert.push(
         ") ON CONFLICT (name, digest) DO UPDATE SET stored = excluded.stored, \
-         training = COALESCE(excluded.training, cavs.training) RETURNING ",
+         training = COALESCE(cavs.training, excluded.training) RETURNING ",
     );
     insert.push(CAV_COLUMNS);
     let row: CavRow = insert.build_query_as().fetch_one(&mut *connection).await?;

@@ -6,7 +6,7 @@ use futures::StreamExt;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::{
-    SqliteStore, json,
+    RESULT_WAIT, SqliteStore, json,
     search::{labels, select_labels},
     words::index_words,
 };
@@ -33,7 +33,7 @@ impl SqliteStore {
         mut labels: LabelBatches<'_>,
         unique_names: bool,
     ) -> Result<LabelCounts> {
-        let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.begin(RESULT_WAIT).await?;
         let import: Option<i64> = sqlx::query_scalar(
             "INSERT INTO label_imports (sae, created_at_ms) SELECT id, ? FROM saes WHERE id = ? \
              AND deleted_at_ms IS NULL RETURNING id",

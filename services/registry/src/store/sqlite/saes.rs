@@ -2,7 +2,7 @@
 
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
-use super::SqliteStore;
+use super::{RESULT_WAIT, SqliteStore, WRITE_WAIT};
 use crate::{
     canonical::{Layout, normalization_name},
     error::{Error, Result},
@@ -17,7 +17,7 @@ use crate::{
 
 impl SqliteStore {
     pub(super) async fn insert_sae(&self, sae: &SaeRecord, new_version: bool) -> Result<SaeRecord> {
-        let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.begin(RESULT_WAIT).await?;
         let held: Option<i64> = sqlx::query_scalar("SELECT id FROM saes WHERE name = ?")
             .bind(&sae.name)
             .fetch_optional(&mut *transaction)
@@ -116,7 +116,7 @@ impl SqliteStore {
         address: &Address,
         versions: Versions,
     ) -> Result<u32> {
-        let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.begin(WRITE_WAIT).await?;
         push_address(&mut query, address);
         query.push(" AND ").push(versions.of_saes());
         let done = query.build().execute(&mut *transaction).await?;
@@ -130,7 +130,7 @@ impl SqliteStore {
         address: &Address,
         deleted_before_ms: Option<i64>,
     ) -> Result<Vec<(String, bool)>> {
-        let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.begin(WRITE_WAIT).await?;
         let mut query = QueryBuilder::<Sqlite>::new("DELETE FROM saes ");
         push_address(&mut query, address);
         if let Some(before) = deleted_before_ms {

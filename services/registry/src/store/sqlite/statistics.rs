@@ -4,7 +4,7 @@ use futures::StreamExt;
 use sqlx::{FromRow, QueryBuilder, Row, Sqlite, SqliteConnection, sqlite::SqliteRow};
 use steering_proto::feature_statistics::CorpusSource;
 
-use super::SqliteStore;
+use super::{RESULT_WAIT, SqliteStore, WRITE_WAIT};
 use crate::{
     error::{Error, Result},
     statistics::FeatureStatistics,
@@ -67,7 +67,7 @@ impl SqliteStore {
         version: &StatisticsVersion,
         mut features: StatisticsBatches<'_>,
     ) -> Result<StatisticsVersion> {
-        let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.begin(RESULT_WAIT).await?;
         let id = match touch(&mut transaction, sae, version).await? {
             Some(id) => id,
             None => {
@@ -158,10 +158,12 @@ impl SqliteStore {
     }
 
     pub(super) async fn delete_statistics(&self, version: i64) -> Result<bool> {
+        let mut transaction = self.begin(WRITE_WAIT).await?;
         let done = sqlx::query("DELETE FROM statistics_versions WHERE id = ?")
             .bind(version)
-            .execute(&self.writer)
+            .execute(&mut *transaction)
             .await?;
+        transaction.commit().await?;
         Ok(done.rows_affected() > 0)
     }
 }

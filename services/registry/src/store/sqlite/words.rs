@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
-use super::{SqliteStore, json};
+use super::{SqliteStore, WRITE_WAIT, json};
 use crate::{error::Result, store::words::Gathered};
 
 /// Labels read at once.
@@ -24,7 +24,7 @@ impl SqliteStore {
         .fetch_all(&self.writer)
         .await?;
         for sae in saes {
-            let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+            let mut transaction = self.begin(WRITE_WAIT).await?;
             index_words(&mut transaction, sae, 0).await?;
             transaction.commit().await?;
         }
