@@ -4,10 +4,14 @@
 //! against theft of the file, because a secret of 256 random bits, unlike a
 //! password, cannot be found by trying.
 
+mod keys;
+
 use std::{fmt::Write as _, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+pub use keys::{KeyEntry, key_entries};
 
 /// What every key begins with, so that scanners for leaked secrets know one.
 pub const KEY_PREFIX: &str = "steer_";
@@ -129,27 +133,6 @@ impl FromStr for Scope {
     }
 }
 
-/// One line of a file of API keys.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct KeyEntry {
-    /// Whose it is; in logs, never in metrics.
-    pub id: String,
-    /// SHA-256 of the key, in hex.
-    pub sha256: String,
-    /// What it allows, at least one.
-    pub scopes: Vec<Scope>,
-    /// From when on it is refused (RFC 3339); absent = never.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expires: Option<String>,
-    /// Requests per minute, at least 1; absent = any number.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub requests_per_minute: Option<u32>,
-    /// Requests that run at the same time, at least 1; absent = any number.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub concurrent_requests: Option<u32>,
-}
-
 /// A key from random bytes.
 pub fn key_of(random: &[u8; 32]) -> String {
     KEY_PREFIX.to_owned() + &hex(random)
@@ -196,6 +179,32 @@ mod tests {
             }
         }
         assert!(rpcs >= 20, "{rpcs}");
+        let documented = include_str!("../../services/common/README.md");
+        assert!(
+            documented.contains(&format!("each of the {rpcs} RPCs")),
+            "{rpcs}"
+        );
+    }
+
+    /// Of the registry; all of the worker's have one.
+    #[test]
+    fn the_table_of_scopes_is_whole() {
+        let documented = include_str!("../../services/common/README.md");
+        let files = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).expect("descriptors");
+        let services = files.file.iter().flat_map(|file| &file.service);
+        let registry = services.filter(|service| service.name() == "FeatureRegistryService");
+        for method in registry.flat_map(|service| &service.method) {
+            let scope = registry_scope(method.name()).expect("a scope").name();
+            let row = documented
+                .lines()
+                .find(|line| line.starts_with(&format!("| `{scope}`")))
+                .expect("a row");
+            assert!(
+                row.contains(&format!("`{}`", method.name())),
+                "{}",
+                method.name()
+            );
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     fs::OpenOptions,
-    io::Write,
+    io::{Read, Write},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -11,9 +11,9 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use prost_types::Timestamp;
 use serde::Serialize;
-use steering_proto::access::{KeyEntry, Scope, hex, key_digest, key_of};
+use steering_proto::access::{KeyEntry, Scope, hex, key_digest, key_entries, key_of};
 
-use crate::{cli::Globals, output};
+use crate::{cli::Globals, failure::hinted, output};
 
 const SECONDS_PER_DAY: u64 = 86_400;
 
@@ -90,6 +90,9 @@ pub(crate) fn run(args: KeysArgs, globals: &Globals) -> anyhow::Result<()> {
         requests_per_minute: args.requests_per_minute,
         concurrent_requests: args.concurrent_requests,
     };
+    entry
+        .check()
+        .map_err(|error| hinted(format!("--{error}"), "steer keys new --help has examples"))?;
     if let Some(file) = &args.add_to {
         append(file, &entry).with_context(|| format!("--add-to {}", file.display()))?;
     }
@@ -107,15 +110,71 @@ pub(crate) fn run(args: KeysArgs, globals: &Globals) -> anyhow::Result<()> {
     Ok(output::line(&key)?)
 }
 
-/// Adds a line, readable for nobody else where the file is new.
+/// Adds a line, readable for nobody else where the file is new. What would make the file
+/// one that services refuse is not written.
 fn append(file: &Path, entry: &KeyEntry) -> anyhow::Result<()> {
     let mut options = OpenOptions::new();
-    options.create(true).append(true);
+    options.create(true).read(true).append(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(file)?;
+    file.lock()?; // another command may be adding a line, too
+    let mut held = Vec::new();
+    file.read_to_end(&mut held)?;
+    let entries = key_entries(&held).map_err(|error| {
+        let hint = "services go on with what they read before; mend that line first";
+        hinted(format!("is no file of keys: {error}"), hint)
+    })?;
+    if entries.iter().any(|other| other.id == entry.id) {
+        let hint = "take another --id, or remove its line to replace it";
+        return Err(hinted(format!("has a key of {:?} already", entry.id), hint));
+    }
     let mut line = serde_json::to_string(entry)?;
     line.push('\n');
+    if held.last().is_some_and(|&last| last != b'\n') {
+        line.insert(0, '\n');
+    }
     // One write, so that a service never reads half a line.
-    options.open(file)?.write_all(line.as_bytes())?;
+    file.write_all(line.as_bytes())?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(id: &str) -> KeyEntry {
+        KeyEntry {
+            id: id.to_owned(),
+            sha256: hex(&key_digest("secret")),
+            scopes: vec![Scope::Generate],
+            expires: None,
+            requests_per_minute: None,
+            concurrent_requests: None,
+        }
+    }
+
+    #[test]
+    fn a_file_of_keys_stays_one() {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = folder.path().join("keys.jsonl");
+        append(&file, &entry("alice")).expect("a new file");
+        let held = std::fs::read_to_string(&file).expect("keys");
+        // As an editor may leave it.
+        std::fs::write(&file, format!("# ours\n{}", held.trim_end())).expect("written");
+        append(&file, &entry("bob")).expect("another");
+        let ids = |file: &Path| -> Vec<String> {
+            let held = std::fs::read(file).expect("keys");
+            let entries = key_entries(&held).expect("a file of keys");
+            entries.into_iter().map(|entry| entry.id).collect()
+        };
+        assert_eq!(ids(&file), ["alice", "bob"]);
+        let twice = append(&file, &entry("alice")).expect_err("is there");
+        assert!(twice.to_string().contains("alice"), "{twice}");
+        assert_eq!(ids(&file), ["alice", "bob"]);
+        std::fs::write(&file, "no keys\n").expect("written");
+        let broken = append(&file, &entry("carol")).expect_err("no keys");
+        assert!(broken.to_string().contains("line 1"), "{broken}");
+        assert_eq!(std::fs::read(&file).expect("file"), b"no keys\n");
+    }
 }

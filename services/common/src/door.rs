@@ -81,12 +81,6 @@ impl Service<Request<Body>> for Entrance {
     }
 }
 
-/// Who is let in.
-struct Admitted {
-    key: Option<String>,
-    permit: Option<Permit>,
-}
-
 impl Door {
     async fn pass(&self, mut request: Request<Body>) -> Response<Body> {
         let path = request.uri().path().to_owned();
@@ -97,13 +91,14 @@ impl Door {
         request.extensions_mut().insert(record.span());
         let names = record.names();
         let span = tracing::info_span!("request", id = names.request_id, trace_id = names.trace_id);
-        let response = match self.admit(request.headers(), &path) {
+        let response = match self.admit(request.headers(), &path, &mut record) {
             Err(refusal) => {
                 self.metrics.refused(refusal.reason());
+                record.refused(refusal.reason());
                 Status::from(refusal).into_http()
             }
-            Ok(Admitted { key, permit }) => {
-                record.of(key, permit);
+            Ok(permit) => {
+                record.hold(permit);
                 self.in_time(request, &path).instrument(span).await
             }
         };
@@ -114,30 +109,31 @@ impl Door {
         response
     }
 
-    fn admit(&self, headers: &http::HeaderMap, path: &str) -> Result<Admitted, Refusal> {
+    /// Lets a request in, or not. Who asks is noted as soon as it is known.
+    fn admit(
+        &self,
+        headers: &http::HeaderMap,
+        path: &str,
+        record: &mut Record,
+    ) -> Result<Option<Permit>, Refusal> {
         // What nobody has declared, nobody but an administrator may call.
         let access = access(path).unwrap_or(Access::Scope(Scope::Admin));
         if access == Access::Open {
-            return Ok(Admitted {
-                key: None,
-                permit: None,
-            });
+            return Ok(None);
         }
         let ring = self.keys.as_ref().map(|keys| keys.borrow().clone());
-        let key = ring
-            .as_ref()
-            .map(|ring| ring.check(headers, access))
-            .transpose()?;
+        let key = ring.as_ref().map(|ring| ring.find(headers)).transpose()?;
+        if let Some(key) = key {
+            record.of(&key.id);
+            key.check(access)?;
+        }
         match *self.phase.borrow() {
             Phase::Loading if access != Access::AnyKey => return Err(Refusal::Loading),
             Phase::Loading | Phase::Serving | Phase::Draining => {}
             Phase::Refusing | Phase::Stopping => return Err(Refusal::Stopping),
         }
         let permit = key.map(|key| self.quotas.enter(key)).transpose()?;
-        Ok(Admitted {
-            key: key.map(|key| key.id.clone()),
-            permit: permit.flatten(),
-        })
+        Ok(permit.flatten())
     }
 
     /// Bounds the time until a response begins. Whoever works on it sees the bound in the
@@ -163,5 +159,76 @@ impl Door {
             Ok(response) => response,
             Err(never) => match never {},
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Mutex, PoisonError},
+    };
+
+    use steering_proto::access::{KeyEntry, hex, key_digest};
+
+    use super::*;
+
+    /// A log in memory.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            log.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn door(entry: &KeyEntry) -> Door {
+        let line = serde_json::to_string(entry).expect("JSON");
+        let ring = KeyRing::parse(line.as_bytes()).expect("a key");
+        Door {
+            keys: Some(watch::channel(Arc::new(ring)).1),
+            quotas: Quotas::default(),
+            metrics: Metrics::new("0").expect("metrics"),
+            spans: None,
+            phase: watch::channel(Phase::Serving).1,
+            max_request_time: None,
+            common: Routes::default(),
+            own: OnceLock::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_turned_away_is_named_with_the_reason() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .with_ansi(false)
+            .finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let door = door(&KeyEntry {
+            id: "alice".to_owned(),
+            sha256: hex(&key_digest("secret")),
+            scopes: vec![Scope::RegistryRead],
+            expires: None,
+            requests_per_minute: None,
+            concurrent_requests: None,
+        });
+        let request = Request::builder()
+            .uri("/steering.v1.ModelWorkerService/GetModel")
+            .header("authorization", "Bearer secret");
+        let request = request.body(Body::empty()).expect("a request");
+        drop(door.pass(request).await);
+        let log = log.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let log = String::from_utf8(log).expect("text");
+        assert!(log.contains("key=\"alice\""), "{log}");
+        assert!(log.contains("reason=\"MISSING_SCOPE\""), "{log}");
+        assert!(!log.contains("secret"), "{log}");
     }
 }

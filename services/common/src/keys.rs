@@ -3,8 +3,7 @@
 use std::{path::PathBuf, time::SystemTime};
 
 use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
-use prost_types::Timestamp;
-use steering_proto::access::{Access, KeyEntry, Scope, key_digest};
+use steering_proto::access::{Access, KeyEntry, Scope, key_digest, key_entries};
 use subtle::ConstantTimeEq;
 
 use crate::{
@@ -12,12 +11,8 @@ use crate::{
     watch::{Latest, follow},
 };
 
-/// Most keys of one file; a request is compared with all of them.
-const KEYS_MAX: usize = 10_000;
 /// Longest key looked at.
 const KEY_LEN_MAX: usize = 256;
-/// Longest name of a key.
-const ID_LEN_MAX: usize = 64;
 
 /// Keys that are let in.
 #[derive(Debug, Default)]
@@ -53,31 +48,14 @@ pub(crate) fn configured(file: PathBuf) -> Result<Latest<KeyRing>, String> {
 }
 
 impl KeyRing {
-    /// One JSON object per line; empty lines and lines that begin with `#` are left out.
-    pub(crate) fn parse(text: &[u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(text).map_err(|_| "is not UTF-8".to_owned())?;
-        let mut keys: Vec<Key> = Vec::new();
-        for (number, line) in text.lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let at = |error: String| format!("line {}: {error}", number + 1);
-            let entry: KeyEntry = serde_json::from_str(line).map_err(|e| at(e.to_string()))?;
-            let key = Key::try_from(entry).map_err(at)?;
-            if keys.iter().any(|other| other.id == key.id) {
-                return Err(at(format!("id: {:?} is used twice", key.id)));
-            }
-            if keys.len() == KEYS_MAX {
-                return Err(at(format!("there are more than {KEYS_MAX} keys")));
-            }
-            keys.push(key);
-        }
-        Ok(Self(keys))
+    /// As [`key_entries`].
+    pub(crate) fn parse(file: &[u8]) -> Result<Self, String> {
+        let entries = key_entries(file)?.into_iter();
+        Ok(Self(entries.map(Key::try_from).collect::<Result<_, _>>()?))
     }
 
-    /// The key that a request shows, if it allows what is asked for.
-    pub(crate) fn check(&self, headers: &HeaderMap, access: Access) -> Result<&Key, Refusal> {
+    /// The key that a request shows.
+    pub(crate) fn find(&self, headers: &HeaderMap) -> Result<&Key, Refusal> {
         let secret = bearer(headers)?;
         let digest = key_digest(secret);
         // Every key is compared, to its end: how long that takes tells nothing.
@@ -87,15 +65,7 @@ impl KeyRing {
                 found = Some(key);
             }
         }
-        let key = found.ok_or(Refusal::UnknownKey)?;
-        if key.expires.is_some_and(|at| at <= SystemTime::now()) {
-            return Err(Refusal::ExpiredKey);
-        }
-        match access {
-            Access::Open | Access::AnyKey => Ok(key),
-            Access::Scope(scope) if key.allows(scope) => Ok(key),
-            Access::Scope(scope) => Err(Refusal::MissingScope(scope)),
-        }
+        found.ok_or(Refusal::UnknownKey)
     }
 }
 
@@ -109,7 +79,8 @@ pub fn admits(file: &[u8], authorization: &[u8]) -> Result<bool, String> {
     if let Ok(value) = HeaderValue::from_bytes(authorization) {
         headers.insert(AUTHORIZATION, value);
     }
-    Ok(ring.check(&headers, Access::AnyKey).is_ok())
+    let key = ring.find(&headers);
+    Ok(key.and_then(|key| key.check(Access::AnyKey)).is_ok())
 }
 
 /// The secret of `authorization: Bearer SECRET`, which must be there once.
@@ -135,6 +106,17 @@ fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
 }
 
 impl Key {
+    /// Whether it allows what is asked for, now.
+    pub(crate) fn check(&self, access: Access) -> Result<(), Refusal> {
+        if self.expires.is_some_and(|at| at <= SystemTime::now()) {
+            return Err(Refusal::ExpiredKey);
+        }
+        match access {
+            Access::Scope(scope) if !self.allows(scope) => Err(Refusal::MissingScope(scope)),
+            Access::Open | Access::AnyKey | Access::Scope(_) => Ok(()),
+        }
+    }
+
     fn allows(&self, scope: Scope) -> bool {
         self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)
     }
@@ -144,126 +126,13 @@ impl TryFrom<KeyEntry> for Key {
     type Error = String;
 
     fn try_from(entry: KeyEntry) -> Result<Self, String> {
-        let KeyEntry {
-            id,
-            sha256,
-            scopes,
-            expires,
-            requests_per_minute,
-            concurrent_requests,
-        } = entry;
-        let plain = |c: char| c.is_ascii_alphanumeric() || "._-@".contains(c);
-        if id.is_empty() || id.len() > ID_LEN_MAX || !id.chars().all(plain) {
-            return Err(format!(
-                "id: is {id:?}; must be 1 to {ID_LEN_MAX} letters, digits, '.', '_', '-' or '@'"
-            ));
-        }
-        if scopes.is_empty() {
-            return Err("scopes: is empty; a key without a scope is good for nothing".to_owned());
-        }
-        let quotas = [
-            ("requests_per_minute", requests_per_minute),
-            ("concurrent_requests", concurrent_requests),
-        ];
-        for (name, quota) in quotas {
-            if quota == Some(0) {
-                return Err(format!("{name}: is 0; must be at least 1, or left out"));
-            }
-        }
-        let expires = expires.map(|text| expiry(&text)).transpose()?;
         Ok(Self {
-            digest: digest(&sha256)
-                .ok_or("sha256: must be 64 hexadecimal digits, as `steer keys new` prints them")?,
-            id,
-            scopes,
-            expires,
-            requests_per_minute,
-            concurrent_requests,
+            digest: entry.digest()?,
+            expires: entry.expiry()?,
+            id: entry.id,
+            scopes: entry.scopes,
+            requests_per_minute: entry.requests_per_minute,
+            concurrent_requests: entry.concurrent_requests,
         })
-    }
-}
-
-fn expiry(text: &str) -> Result<SystemTime, String> {
-    let time: Option<Timestamp> = text.parse().ok();
-    time.and_then(|time| time.try_into().ok()).ok_or_else(|| {
-        format!("expires: is {text:?}; must be a time such as \"2027-01-31T00:00:00Z\"")
-    })
-}
-
-fn digest(hex: &str) -> Option<[u8; 32]> {
-    let digits = hex.as_bytes();
-    if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
-        return None;
-    }
-    let mut digest = [0; 32];
-    for (byte, pair) in digest.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
-        let pair = std::str::from_utf8(pair).ok()?;
-        *byte = u8::from_str_radix(pair, 16).ok()?;
-    }
-    Some(digest)
-}
-
-#[cfg(test)]
-mod tests {
-    use steering_proto::access::hex;
-
-    use super::*;
-
-    fn line(change: impl FnOnce(&mut KeyEntry)) -> String {
-        let mut entry = KeyEntry {
-            id: "a".to_owned(),
-            sha256: hex(&key_digest("secret")),
-            scopes: vec![Scope::Generate],
-            expires: None,
-            requests_per_minute: None,
-            concurrent_requests: None,
-        };
-        change(&mut entry);
-        serde_json::to_string(&entry).expect("JSON")
-    }
-
-    fn error_of(text: &str) -> String {
-        KeyRing::parse(text.as_bytes()).expect_err(text)
-    }
-
-    #[test]
-    fn lines_are_keys_and_comments() {
-        let text = format!(
-            "# ours\n\n{}\n  {}\n",
-            line(|_| {}),
-            line(|e| e.id = "b".to_owned())
-        );
-        let ring = KeyRing::parse(text.as_bytes()).expect("keys");
-        assert_eq!(ring.0.len(), 2);
-        assert_eq!(ring.0[1].digest, key_digest("secret"));
-    }
-
-    #[test]
-    fn what_is_no_key_is_named() {
-        let cases = [
-            (line(|e| e.id = String::new()), "line 1: id"),
-            (line(|e| e.id = "a b".to_owned()), "line 1: id"),
-            (line(|e| e.sha256 = "12".to_owned()), "sha256"),
-            (line(|e| e.sha256 = "é".repeat(32)), "sha256"),
-            (line(|e| e.scopes.clear()), "scopes"),
-            (line(|e| e.expires = Some("tomorrow".to_owned())), "expires"),
-            (
-                line(|e| e.requests_per_minute = Some(0)),
-                "requests_per_minute",
-            ),
-            (
-                line(|e| e.concurrent_requests = Some(0)),
-                "concurrent_requests",
-            ),
-            (line(|_| {}).replace("generate", "everything"), "everything"),
-            (line(|_| {}).replace("\"id\"", "\"name\""), "name"),
-            (format!("{}\n{}", line(|_| {}), line(|_| {})), "line 2: id"),
-            ("steer_0123".to_owned(), "line 1"),
-        ];
-        for (text, blamed) in cases {
-            let error = error_of(&text);
-            assert!(error.contains(blamed), "{text}: {error}");
-        }
-        assert!(KeyRing::parse(b"\xff").is_err());
     }
 }

@@ -36,6 +36,7 @@ pub(crate) struct Record {
     method: String,
     quiet: bool,
     key: Option<String>,
+    refused: Option<&'static str>,
     began: Instant,
     /// None until the end: a response that is dropped before was cancelled.
     code: Option<Code>,
@@ -69,6 +70,7 @@ impl Record {
             method: method.to_owned(),
             quiet,
             key: None,
+            refused: None,
             began: Instant::now(),
             code: None,
             _permit: None,
@@ -76,8 +78,17 @@ impl Record {
     }
 
     /// Notes who asks.
-    pub(crate) fn of(&mut self, key: Option<String>, permit: Option<Permit>) {
-        self.key = key;
+    pub(crate) fn of(&mut self, key: &str) {
+        self.key = Some(key.to_owned());
+    }
+
+    /// Notes why it is turned away.
+    pub(crate) fn refused(&mut self, reason: &'static str) {
+        self.refused = Some(reason);
+    }
+
+    /// Keeps a place in a quota for as long as the request takes.
+    pub(crate) fn hold(&mut self, permit: Option<Permit>) {
         self._permit = permit;
     }
 
@@ -112,13 +123,14 @@ impl Drop for Record {
         self.span.end(code);
         let (service, method) = (&self.service, &self.method);
         let key = self.key.as_deref().unwrap_or_default();
-        let seconds = took.as_secs_f64();
+        let (reason, seconds) = (self.refused, took.as_secs_f64());
         if self.quiet {
             tracing::debug!(target: TARGET, service, method, ?code, seconds, "answered");
         } else {
             tracing::info!(
                 target: TARGET,
-                service, method, ?code, seconds, key, request_id, trace_id, parent_id, "answered"
+                service, method, ?code, reason, seconds, key, request_id, trace_id, parent_id,
+                "answered"
             );
         }
     }

@@ -1,12 +1,8 @@
 //! TLS: certificates that can change while the service runs, and bounded handshakes.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::{
-    net::TcpStream,
-    sync::{Semaphore, mpsc},
-    time::timeout,
-};
+use tokio::{net::TcpStream, sync::mpsc, task::AbortHandle, time::timeout};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
@@ -27,7 +23,7 @@ use crate::{
 
 /// How long a client has to complete a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes under way; more connections wait to be accepted.
+/// Handshakes under way; for one more, the oldest is given up.
 const HANDSHAKES_MAX: usize = 256;
 /// Pause after a failed `accept`, which fails again at once while files run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -56,16 +52,16 @@ pub(crate) fn configured(security: &Security) -> Result<Option<Latest<ServerConf
     .map(Some)
 }
 
-/// Connections that have completed their handshake. A slow or hostile one holds up
-/// nobody else; dropping the stream stops listening.
+/// Connections that have completed their handshake. Slow or silent ones hold up nobody
+/// else, however many they are; dropping the stream stops listening.
 pub(crate) fn accept(
     mut incoming: TcpIncoming,
     config: Latest<ServerConfig>,
 ) -> impl Stream<Item = io::Result<TlsStream<TcpStream>>> {
     let (sender, accepted) = mpsc::channel(HANDSHAKES_MAX);
     tokio::spawn(async move {
-        let permits = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-        while let Ok(permit) = permits.clone().acquire_owned().await {
+        let mut handshakes: VecDeque<AbortHandle> = VecDeque::new();
+        loop {
             let tcp = tokio::select! {
                 next = incoming.next() => next,
                 () = sender.closed() => return,
@@ -81,15 +77,22 @@ pub(crate) fn accept(
             };
             let acceptor = TlsAcceptor::from(config.borrow().clone());
             let sender = sender.clone();
-            tokio::spawn(async move {
+            handshakes.retain(|handshake| !handshake.is_finished());
+            if handshakes.len() >= HANDSHAKES_MAX
+                && let Some(oldest) = handshakes.pop_front()
+            {
+                tracing::debug!("TLS handshake given up for a newer one");
+                oldest.abort();
+            }
+            let handshake = tokio::spawn(async move {
                 match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
                     // An error means that the service is stopping.
                     Ok(Ok(tls)) => drop(sender.send(Ok(tls)).await),
                     Ok(Err(error)) => tracing::debug!("TLS handshake failed: {error}"),
                     Err(_) => tracing::debug!("TLS handshake took too long"),
                 }
-                drop(permit);
             });
+            handshakes.push_back(handshake.abort_handle());
         }
     });
     ReceiverStream::new(accepted)

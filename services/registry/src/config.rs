@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf};
 
 use steering_service::{Operation, Security};
 
-use crate::registry::KEEP_DELETED_DAYS;
+use crate::{import::access::hub_entry, registry::KEEP_DELETED_DAYS};
 
 /// Serves SAE features, their labels, and CAVs.
 #[derive(Debug, Clone, clap::Parser)]
@@ -93,6 +93,7 @@ pub struct Config {
         long = "hub-allow",
         env = "STEER_REGISTRY_HUB_ALLOW",
         value_name = "REPO",
+        value_parser = hub_entry,
         value_delimiter = ','
     )]
     pub hub_allow: Vec<String>,

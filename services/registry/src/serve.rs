@@ -49,8 +49,7 @@ pub async fn run(
         .check_exposure(address)
         .map_err(Error::NotAllowed)?;
     let access = import_access(&config, local)?;
-    let hub = HubAccess::new(&config.hub_allow, local)
-        .map_err(|error| Error::NotAllowed(format!("--hub-allow: {error}")))?;
+    let hub = HubAccess::new(&config.hub_allow, local);
     std::fs::create_dir_all(&config.data)?;
     let _lock = lock(&config.data)?;
     let (vectors, _cache_lock) = open_vectors(&config)?;

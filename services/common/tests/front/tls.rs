@@ -226,7 +226,8 @@ async fn silent_connections_hold_nobody_up() {
     ))
     .await;
     let mut silent = Vec::new();
-    for _ in 0..50 {
+    // More than may be in a handshake at once.
+    for _ in 0..300 {
         silent.push(TcpStream::connect(tried.address).await.expect("connected"));
     }
     let channel = tried.tls(&authority.pem(), None);

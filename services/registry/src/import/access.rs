@@ -78,6 +78,21 @@ impl Access {
     }
 }
 
+/// An entry of the hub's list, as it is given.
+///
+/// # Errors
+/// If it is neither `owner/name` nor `owner/*`.
+pub fn hub_entry(text: &str) -> Result<String, String> {
+    let plain = |part: &str| {
+        let of_names = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        !part.is_empty() && part.chars().all(of_names) && !part.chars().all(|c| c == '.')
+    };
+    match text.split_once('/') {
+        Some((owner, name)) if plain(owner) && (name == "*" || plain(name)) => Ok(text.to_owned()),
+        _ => Err("must be \"owner/name\" or \"owner/*\"".to_owned()),
+    }
+}
+
 /// Repositories of the model hub that may be imported.
 #[derive(Debug, Clone, Default)]
 pub enum HubAccess {
@@ -90,23 +105,11 @@ pub enum HubAccess {
 
 impl HubAccess {
     /// These; none given are all of them for callers on this machine, and none for others.
-    pub fn new(listed: &[String], local: bool) -> Result<Self, String> {
-        if listed.is_empty() && local {
-            return Ok(Self::Anything);
+    pub fn new(listed: &[String], local: bool) -> Self {
+        match listed {
+            [] if local => Self::Anything,
+            _ => Self::Listed(listed.to_owned()),
         }
-        for entry in listed {
-            let parts = entry.split_once('/');
-            let whole = parts.is_some_and(|(owner, name)| {
-                let plain = |part: &str| !part.is_empty() && !part.contains(['/', '*']);
-                plain(owner) && (name == "*" || plain(name))
-            });
-            if !whole {
-                return Err(format!(
-                    "is {entry:?}; must be \"owner/name\" or \"owner/*\""
-                ));
-            }
-        }
-        Ok(Self::Listed(listed.to_owned()))
     }
 
     /// Whether a repository (`owner/name`) may be imported. The hub takes no notice of case.
@@ -128,23 +131,25 @@ mod tests {
 
     #[test]
     fn the_hub_is_open_to_this_machine_and_listed_for_others() {
-        let none = HubAccess::new(&[], true).expect("list");
+        let none = HubAccess::new(&[], true);
         assert!(none.allows("a/b"));
-        let none = HubAccess::new(&[], false).expect("list");
+        let none = HubAccess::new(&[], false);
         assert!(!none.allows("a/b"));
         let listed = ["google/*".to_owned(), "a/b".to_owned()];
-        let some = HubAccess::new(&listed, true).expect("list");
+        let some = HubAccess::new(&listed, true);
         for allowed in ["google/gemma-scope", "Google/x", "a/b", "A/B"] {
             assert!(some.allows(allowed), "{allowed}");
         }
         for refused in ["googler/x", "a/bc", "a", "b/a", "x/google"] {
             assert!(!some.allows(refused), "{refused}");
         }
-        for wrong in ["google", "*", "*/*", "a/b/c", "a/", "/b", "a/b*"] {
-            assert!(
-                HubAccess::new(&[wrong.to_owned()], true).is_err(),
-                "{wrong}"
-            );
+        for entry in listed {
+            assert_eq!(hub_entry(&entry), Ok(entry.clone()));
+        }
+        for wrong in [
+            "google", "*", "*/*", "a/b/c", "a/", "/b", "a/b*", "../x", "a/..", "a/b c",
+        ] {
+            assert!(hub_entry(wrong).is_err(), "{wrong}");
         }
     }
 
