@@ -134,6 +134,8 @@ fn append(file: &Path, entry: &KeyEntry) -> anyhow::Result<()> {
     if held.last().is_some_and(|&last| last != b'\n') {
         line.insert(0, '\n');
     }
+    held.extend_from_slice(line.as_bytes());
+    key_entries(&held).map_err(|error| anyhow::anyhow!("would be no file of keys: {error}"))?;
     // One write, so that a service never reads half a line.
     file.write_all(line.as_bytes())?;
     Ok(())

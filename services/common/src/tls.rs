@@ -58,10 +58,11 @@ pub(crate) fn accept(
     mut incoming: TcpIncoming,
     config: Latest<ServerConfig>,
 ) -> impl Stream<Item = io::Result<TlsStream<TcpStream>>> {
-    let (sender, accepted) = mpsc::channel(HANDSHAKES_MAX);
+    // Handshakes take half of the places at most; the others are for those that are done.
+    let (sender, accepted) = mpsc::channel(2 * HANDSHAKES_MAX);
     tokio::spawn(async move {
         let mut handshakes: VecDeque<AbortHandle> = VecDeque::new();
-        loop {
+        while let Ok(place) = sender.clone().reserve_owned().await {
             let tcp = tokio::select! {
                 next = incoming.next() => next,
                 () = sender.closed() => return,
@@ -76,7 +77,6 @@ pub(crate) fn accept(
                 None => return,
             };
             let acceptor = TlsAcceptor::from(config.borrow().clone());
-            let sender = sender.clone();
             handshakes.retain(|handshake| !handshake.is_finished());
             if handshakes.len() >= HANDSHAKES_MAX
                 && let Some(oldest) = handshakes.pop_front()
@@ -86,8 +86,7 @@ pub(crate) fn accept(
             }
             let handshake = tokio::spawn(async move {
                 match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
-                    // An error means that the service is stopping.
-                    Ok(Ok(tls)) => drop(sender.send(Ok(tls)).await),
+                    Ok(Ok(tls)) => drop(place.send(Ok(tls))),
                     Ok(Err(error)) => tracing::debug!("TLS handshake failed: {error}"),
                     Err(_) => tracing::debug!("TLS handshake took too long"),
                 }

@@ -89,7 +89,11 @@ pub fn hub_entry(text: &str) -> Result<String, String> {
     };
     match text.split_once('/') {
         Some((owner, name)) if plain(owner) && (name == "*" || plain(name)) => Ok(text.to_owned()),
-        _ => Err("must be \"owner/name\" or \"owner/*\"".to_owned()),
+        _ => {
+            let text =
+                "must be \"owner/name\" or \"owner/*\", of letters, digits, '.', '_' and '-'";
+            Err(text.to_owned())
+        }
     }
 }
 
