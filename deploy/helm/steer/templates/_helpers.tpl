@@ -88,6 +88,13 @@ securityContext:
 
 {{- /* Settings that both services have; takes {root, values}. */ -}}
 {{- define "steer.env" -}}
+{{- with .root.Values.tls }}
+{{- range $key, $given := dict "workerSecret" .workerSecret "registrySecret" .registrySecret "clientCertificates" .clientCertificates "certManager.enabled" .certManager.enabled }}
+{{- if and $given (not $.root.Values.tls.enabled) }}
+{{- fail (printf "tls.%s: is given, but the services would speak plaintext: say tls.enabled: true, too" $key) }}
+{{- end }}
+{{- end }}
+{{- end -}}
 - {name: STEER_HEALTH_LISTEN, value: "0.0.0.0:8081"}
 - {name: STEER_DRAIN_DELAY, value: {{ .values.drain.delaySeconds | int64 | quote }}}
 - {name: STEER_DRAIN_TIMEOUT, value: {{ .values.drain.timeoutSeconds | int64 | quote }}}
