@@ -1,6 +1,10 @@
 {{- /* With "-worker-", a pool of 20 letters and "-headless" it fits the 63 of a name. */ -}}
 {{- define "steer.name" -}}
-{{- default .Release.Name .Values.nameOverride | trunc 26 | trimSuffix "-" -}}
+{{- $name := default .Release.Name .Values.nameOverride | trunc 26 | trimSuffix "-" -}}
+{{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $name) -}}
+{{- fail (printf "nameOverride: give one, %q cannot begin the names of services: a letter, then letters, digits and dashes" $name) -}}
+{{- end -}}
+{{- $name -}}
 {{- end -}}
 
 {{- /* Labels of everything; takes {root, component}, and `pool` for workers. */ -}}
@@ -13,10 +17,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 
 {{- define "steer.selector" -}}
 app.kubernetes.io/name: steer
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- with .pool }}
-steer-pool: {{ . }}
+steer-pool: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
@@ -40,7 +44,7 @@ steer-pool: {{ . }}
 
 {{- /* What pods of both services have; takes {root, values}. */ -}}
 {{- define "steer.podSpec" -}}
-serviceAccountName: {{ include "steer.serviceAccount" .root }}
+serviceAccountName: {{ include "steer.serviceAccount" .root | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with .root.Values.image.pullSecrets }}
@@ -125,7 +129,7 @@ securityContext:
 - {name: HF_TOKEN, valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: token}}}
 {{- end }}
 {{- range $name, $value := .values.env }}
-- {name: {{ $name }}, value: {{ $value | toString | quote }}}
+- {name: {{ $name | quote }}, value: {{ $value | quote }}}
 {{- end }}
 {{- end -}}
 
