@@ -51,6 +51,37 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"workers": {"a": {"model": "/models/m", "weights": {"source": "pvc"}}}, **OPEN},
         "weights.pvc.claimName: is required",
     ),
+    (
+        {"workers": {"a": {"model": "/models/m"}}, **OPEN},
+        "weights.source hub puts no files there",
+    ),
+    (
+        {"workers": {"a": {**POOL, "autoscaling": {"type": "hpa", "minReplicas": 5}}}, **OPEN},
+        "workers.a.autoscaling: minReplicas 5 is more than maxReplicas 4",
+    ),
+    (
+        {"workers": {"a": {**POOL, "autoscaling": {"type": "keda", "minReplicas": 5}}}, **OPEN},
+        "workers.a.autoscaling: minReplicas 5 is more than maxReplicas 4",
+    ),
+    (
+        {"workers": {"a": {**POOL, "autoscaling": {"type": "hpa", "minReplicas": 0}}}, **OPEN},
+        "workers.a.autoscaling.minReplicas: with 0",
+    ),
+    (
+        {"workers": {"a": {**POOL, "autoscaling": {"type": "keda", "minReplicas": 0}}}, **OPEN},
+        "workers.a.autoscaling.minReplicas: with 0",
+    ),
+    (
+        {"workers": {"a": {**POOL, "rollout": {"maxSurge": 0}}}, **OPEN},
+        "workers.a.rollout: maxSurge and maxUnavailable are both 0",
+    ),
+    (
+        {
+            "workers": {"a": {**POOL, "rollout": {"maxSurge": "0%", "maxUnavailable": "00%"}}},
+            **OPEN,
+        },
+        "workers.a.rollout: maxSurge and maxUnavailable are both 0",
+    ),
     ({"workers": {"a": {**POOL, "grpcRoute": {"enabled": True}}}, **OPEN}, "grpcRoute.parentRefs"),
     ({"registry": {"replicas": 2}, **OPEN}, "SQLite is one replica"),
     ({"registry": {"mode": "postgres"}, **OPEN}, "registry.postgres.existingSecret"),
@@ -64,6 +95,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tls": {"enabled": True, "certManager": {"enabled": True}}, **OPEN}, "issuerRef.name"),
     ({"metric": {}, **OPEN}, "metric"),
     ({"tracing": {"otlpEndpoint": "collector:4317"}, **OPEN}, "otlpEndpoint"),
+    ({"tracing": {"otlpEndpoint": "http://collector:0"}, **OPEN}, "otlpEndpoint"),
+    ({"tracing": {"otlpEndpoint": "http://collector:04317"}, **OPEN}, "otlpEndpoint"),
+    ({"tracing": {"otlpEndpoint": "http://collector:65536"}, **OPEN}, "otlpEndpoint"),
+    ({"tracing": {"otlpEndpoint": "http://collector:100000"}, **OPEN}, "otlpEndpoint"),
+    ({"auth": {"existingSecret": "keys", "key": ""}}, "key"),
+    ({"auth": {"existingSecret": "keys", "key": "a/b"}}, "key"),
+    ({"auth": {"existingSecret": "keys", "key": ".."}}, "key"),
 ]
 
 #: Releases and values that must render, odd as they are: YAML reads some names as something else.
@@ -72,6 +110,31 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     (
         "steer",
         {"workers": {"a": {**POOL, "contextLength": 1_000_000, "startupSeconds": 86_400}}, **OPEN},
+    ),
+    (
+        "steer",
+        {
+            "workers": {
+                "a": {
+                    **POOL,
+                    "replicas": 2,
+                    "maxUnavailable": 1_000_000,
+                    "rollout": {"maxSurge": 1_000_000, "maxUnavailable": "50%"},
+                },
+                "b": {**POOL, "replicas": 2, "maxUnavailable": "50%"},
+                "c": {
+                    **POOL,
+                    "autoscaling": {
+                        "type": "keda",
+                        "minReplicas": 1000,
+                        "maxReplicas": 1000,
+                        "timeToFirstTokenSeconds": 1_000_000,
+                    },
+                },
+            },
+            "auth": {"existingSecret": "keys", "key": ".a..B_c-1"},
+            "tracing": {"otlpEndpoint": "https://collector:65535"},
+        },
     ),
     ("true", {"workers": {"123": POOL, "true": POOL, "1e3": POOL, "null": POOL}, **OPEN}),
     ("123", {"nameOverride": "steer", "workers": {"a": POOL}, **OPEN}),
@@ -166,6 +229,26 @@ def refused(
         raise AssertionError(f"{values} were accepted")
 
 
+def check_variables(helm: str) -> None:
+    """Every variable that the chart sets is refused in `env`."""
+    tried = set()
+    for example in EXAMPLES:
+        for template in pod_templates(documents(render(helm, example, GOLDEN_VERSION))):
+            labels = template["metadata"]["labels"]
+            component, pool = labels["app.kubernetes.io/component"], labels.get("steer-pool")
+            for env in template["spec"]["containers"][0]["env"]:
+                name = env["name"]
+                if component == "backup" or (component, name) in tried:
+                    continue
+                tried.add((component, name))
+                values = yaml.safe_load(example.read_text())
+                values_of = values["workers"][pool] if pool else values["registry"]
+                values_of["env"] = {name: "x"}
+                at = f"workers.{pool}" if pool else "registry"
+                refused(helm, values, f"{at}.env: {name} is set already")
+    assert len(tried) > 30, tried
+
+
 def check_pods(objects: list[dict[str, Any]]) -> None:
     """Pods are confined, probed and bounded, and end after their drain."""
     for template in pod_templates(objects):
@@ -247,6 +330,7 @@ def main() -> None:
     arguments = parser.parse_args()
     check_golden(arguments.helm, arguments.update)
     check_schemas(arguments.helm[-1])
+    check_variables(arguments.helm[-1])
     for helm in arguments.helm:
         for values, reason in REFUSED:
             refused(helm, values, reason)

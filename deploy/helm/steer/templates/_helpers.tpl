@@ -90,8 +90,22 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end -}}
 
-{{- /* Settings that both services have; takes {root, values}. */ -}}
+{{- /* A container's variables; takes {root, values, at} and `own`, those of this service. */ -}}
 {{- define "steer.env" -}}
+{{- $set := printf "%s\n%s" .own (include "steer.commonEnv" .) -}}
+{{- range fromYamlArray $set -}}
+{{- if hasKey ($.values.env | default dict) .name -}}
+{{- fail (printf "%s.env: %s is set already, from the chart's other values" $.at .name) -}}
+{{- end -}}
+{{- end -}}
+{{- $set -}}
+{{- range $name, $value := .values.env }}
+- {name: {{ $name | quote }}, value: {{ $value | quote }}}
+{{- end }}
+{{- end -}}
+
+{{- /* Settings that both services have; takes {root, values}. */ -}}
+{{- define "steer.commonEnv" -}}
 {{- with .root.Values.tls }}
 {{- range $key, $given := dict "workerSecret" .workerSecret "registrySecret" .registrySecret "clientCertificates" .clientCertificates "certManager.enabled" .certManager.enabled }}
 {{- if and $given (not $.root.Values.tls.enabled) }}
@@ -127,9 +141,6 @@ securityContext:
 {{- end }}
 {{- with .values.hubTokenSecret }}
 - {name: HF_TOKEN, valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: token}}}
-{{- end }}
-{{- range $name, $value := .values.env }}
-- {name: {{ $name | quote }}, value: {{ $value | quote }}}
 {{- end }}
 {{- end -}}
 
