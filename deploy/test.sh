@@ -47,6 +47,14 @@ images/sbom.sh "$trivy" "$work/sbom.json"
 crates="$(grep -c '"type": "library"' "$work/sbom.json")"
 [ "$crates" -gt 200 ] || { echo "the SBOM has only $crates crates" >&2; exit 1; }
 echo "trivy: no finding from MEDIUM up; SBOM of $crates crates"
+# What compose requires it requires of every command: both documents must say where to keep it.
+grep -o '${[A-Z_]*:?' compose.yaml | tr -cd 'A-Z_\n' | while read -r name; do
+    for document in compose.yaml README.md; do
+        grep -q "$name=.*>deploy/.env" "$document" ||
+            { echo "$document: $name is required, and not kept in deploy/.env" >&2; exit 1; }
+    done
+done
+echo "compose: what it requires is kept in .env"
 "$venv/bin/python" helm/check_chart.py --helm "$work/helm-v31" --helm "$work/helm-v37"
 "$venv/bin/python" helm/check_monitoring.py
 if command -v buildah >/dev/null && command -v podman >/dev/null; then

@@ -1,6 +1,10 @@
 {{- /* With "-worker-", a pool of 20 letters and "-headless" it fits the 63 of a name. */ -}}
 {{- define "steer.name" -}}
-{{- default .Release.Name .Values.nameOverride | trunc 26 | trimSuffix "-" -}}
+{{- $name := default .Release.Name .Values.nameOverride | trunc 26 | trimSuffix "-" -}}
+{{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $name) -}}
+{{- fail (printf "nameOverride: give one, %q cannot begin the names of services: a letter, then letters, digits and dashes" $name) -}}
+{{- end -}}
+{{- $name -}}
 {{- end -}}
 
 {{- /* Labels of everything; takes {root, component}, and `pool` for workers. */ -}}
@@ -13,10 +17,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 
 {{- define "steer.selector" -}}
 app.kubernetes.io/name: steer
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- with .pool }}
-steer-pool: {{ . }}
+steer-pool: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
@@ -40,7 +44,7 @@ steer-pool: {{ . }}
 
 {{- /* What pods of both services have; takes {root, values}. */ -}}
 {{- define "steer.podSpec" -}}
-serviceAccountName: {{ include "steer.serviceAccount" .root }}
+serviceAccountName: {{ include "steer.serviceAccount" .root | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with .root.Values.image.pullSecrets }}
@@ -86,8 +90,29 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end -}}
 
-{{- /* Settings that both services have; takes {root, values}. */ -}}
+{{- /* A container's variables; takes {root, values, at} and `own`, those of this service. */ -}}
 {{- define "steer.env" -}}
+{{- $set := printf "%s\n%s" .own (include "steer.commonEnv" .) -}}
+{{- range fromYamlArray $set -}}
+{{- if hasKey ($.values.env | default dict) .name -}}
+{{- fail (printf "%s.env: %s is set already, from the chart's other values" $.at .name) -}}
+{{- end -}}
+{{- end -}}
+{{- $set -}}
+{{- range $name, $value := .values.env }}
+- {name: {{ $name | quote }}, value: {{ $value | quote }}}
+{{- end }}
+{{- end -}}
+
+{{- /* Settings that both services have; takes {root, values}. */ -}}
+{{- define "steer.commonEnv" -}}
+{{- with .root.Values.tls }}
+{{- range $key, $given := dict "workerSecret" .workerSecret "registrySecret" .registrySecret "clientCertificates" .clientCertificates "certManager.enabled" .certManager.enabled }}
+{{- if and $given (not $.root.Values.tls.enabled) }}
+{{- fail (printf "tls.%s: is given, but the services would speak plaintext: say tls.enabled: true, too" $key) }}
+{{- end }}
+{{- end }}
+{{- end -}}
 - {name: STEER_HEALTH_LISTEN, value: "0.0.0.0:8081"}
 - {name: STEER_DRAIN_DELAY, value: {{ .values.drain.delaySeconds | int64 | quote }}}
 - {name: STEER_DRAIN_TIMEOUT, value: {{ .values.drain.timeoutSeconds | int64 | quote }}}
@@ -116,9 +141,6 @@ securityContext:
 {{- end }}
 {{- with .values.hubTokenSecret }}
 - {name: HF_TOKEN, valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: token}}}
-{{- end }}
-{{- range $name, $value := .values.env }}
-- {name: {{ $name }}, value: {{ $value | toString | quote }}}
 {{- end }}
 {{- end -}}
 
