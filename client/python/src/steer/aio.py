@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, Self, TypeVar, Unpack
 
@@ -121,24 +121,30 @@ class AsyncClient:
         request = await self._run(compose.score_request(prompt, continuation, options))
         return await self._run(rpc.ask(rpc.SCORE_TEXT, request), options.get("timeout"))
 
-    async def capture(
+    def capture(
         self,
         texts: Iterable[str | Sequence[int]],
         hook_name: str,
         **options: Unpack[CaptureOptions],
     ) -> AsyncGenerator[Captured, None]:
         """See `Client.capture`."""
+        requests = capture.requests(hook_name, texts, options)
+        timeout = options.get("timeout", self.config.stream_timeout_s)
+        return self._captured(requests, timeout)
+
+    async def _captured(
+        self, requests: Iterator[v1.CaptureActivationsRequest], timeout_s: float
+    ) -> AsyncGenerator[Captured, None]:
         permits = asyncio.Semaphore(TEXTS_UNDER_WAY)
 
         async def questions() -> AsyncIterator[v1.CaptureActivationsRequest]:
-            for question in capture.requests(hook_name, texts, options):
+            for question in requests:
                 if question.HasField("text"):
                     await permits.acquire()
                 yield question
 
-        timeout = options.get("timeout", self.config.stream_timeout_s)
         # Closed at once when the caller leaves, not when the garbage is collected.
-        async with aclosing(self._messages(Call(rpc.CAPTURE, questions()), timeout)) as responses:
+        async with aclosing(self._messages(Call(rpc.CAPTURE, questions()), timeout_s)) as responses:
             async for response in responses:
                 captured = capture.read(response)
                 if captured is not None:

@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from steer import compose, v1
+from steer import checks, compose, v1
 from steer.errors import ContractError
 
 #: Texts sent and not yet answered; the worker reads no further ahead than it must.
@@ -54,11 +54,13 @@ class Captured:
 def requests(
     hook_name: str, texts: Iterable[str | Sequence[int]], options: CaptureOptions
 ) -> Iterator[v1.CaptureActivationsRequest]:
-    """The configuration, then every text."""
+    """The configuration, then every text. What is wrong with the options is said at once, to
+    the caller: gRPC's thread, which takes the requests, tells nobody what it raised."""
     for name in options:
         if name not in CaptureOptions.__annotations__:
             known = ", ".join(CaptureOptions.__annotations__)
             raise TypeError(f"capture: no option {name!r}; there are {known}")
+    several = checks.several(texts, "texts")
     config = v1.CaptureConfig(hook_name=hook_name, max_tokens=options.get("max_tokens", 0))
     pooling = options.get("pooling", "mean")
     if pooling == "mean":
@@ -67,11 +69,15 @@ def requests(
         config.per_token.SetInParent()
     else:
         raise ValueError(f'pooling: {pooling!r} is none of "mean", "per_token"')
-    yield v1.CaptureActivationsRequest(config=config)
     raw = {"raw": not options.get("chat", False)}
-    for index, text in enumerate(texts):
-        prompt = compose.prompt_message(text, raw if isinstance(text, str) else {})
-        yield v1.CaptureActivationsRequest(text=v1.CaptureText(id=index, prompt=prompt))
+
+    def messages() -> Iterator[v1.CaptureActivationsRequest]:
+        yield v1.CaptureActivationsRequest(config=config)
+        for index, text in enumerate(several):
+            prompt = compose.prompt_message(text, raw if isinstance(text, str) else {})
+            yield v1.CaptureActivationsRequest(text=v1.CaptureText(id=index, prompt=prompt))
+
+    return messages()
 
 
 def read(response: v1.CaptureActivationsResponse) -> Captured | None:

@@ -150,20 +150,26 @@ class Client:
 
         Texts are taken as they are needed, so there may be any number of them.
         """
+        requests = capture.requests(hook_name, texts, options)
+        timeout = options.get("timeout", self.config.stream_timeout_s)
+        return self._captured(requests, timeout)
+
+    def _captured(
+        self, requests: Iterator[v1.CaptureActivationsRequest], timeout_s: float
+    ) -> Iterator[Captured]:
         permits = threading.Semaphore(TEXTS_UNDER_WAY)
         ended = threading.Event()
 
         def questions() -> Iterator[v1.CaptureActivationsRequest]:
-            for question in capture.requests(hook_name, texts, options):
+            for question in requests:
                 while question.HasField("text") and not permits.acquire(timeout=0.5):
                     if ended.is_set():
                         return
                 yield question
 
-        timeout = options.get("timeout", self.config.stream_timeout_s)
         cancel = _Cancel()
         try:
-            for response in self._messages(Call(rpc.CAPTURE, questions()), timeout, cancel):
+            for response in self._messages(Call(rpc.CAPTURE, questions()), timeout_s, cancel):
                 captured = capture.read(response)
                 if captured is not None:
                     permits.release()
