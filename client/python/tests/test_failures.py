@@ -145,6 +145,8 @@ def test_a_retry_never_outlasts_the_deadline(scripted: Scripted) -> None:
     scripted.behaviour = lambda call, context: time.sleep(2)
     with pytest.raises(steer.DeadlineExceeded):
         Client(config(scripted, timeout_s=0.3)).model()
+    with pytest.raises(steer.DeadlineExceeded):
+        Client(config(scripted)).tokenize("hi", timeout=0.3)
 
 
 def test_a_stream_that_has_begun_is_not_repeated(scripted: Scripted) -> None:

@@ -75,8 +75,8 @@ class AsyncClient:
         self, prompt: Prompt, **options: Unpack[PromptOptions]
     ) -> v1.TokenizeResponse:
         """See `Client.tokenize`."""
-        message = compose.prompt_message(prompt, options)
-        return await self._run(rpc.ask(rpc.TOKENIZE, v1.TokenizeRequest(prompt=message)))
+        request = v1.TokenizeRequest(prompt=compose.prompt_message(prompt, options))
+        return await self._run(rpc.ask(rpc.TOKENIZE, request), options.get("timeout"))
 
     async def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation:
         """See `Client.generate`."""
@@ -94,9 +94,9 @@ class AsyncClient:
         ...     async for token in tokens:
         ...         print(token.text, end="", flush=True)
         """
+        timeout_s = self.config.limit_s(options.get("timeout"), streams=True)
         request = await self._run(compose.generate_request(prompt, options))
-        timeout = options.get("timeout", self.config.stream_timeout_s)
-        return AsyncGenerationStream(self._messages(Call(rpc.GENERATE, request), timeout))
+        return AsyncGenerationStream(self._messages(Call(rpc.GENERATE, request), timeout_s))
 
     async def sweep(
         self,
@@ -118,8 +118,9 @@ class AsyncClient:
         **options: Unpack[ScoreOptions],
     ) -> v1.ScoreTextResponse:
         """See `Client.score`."""
+        timeout_s = self.config.limit_s(options.get("timeout"), streams=False)
         request = await self._run(compose.score_request(prompt, continuation, options))
-        return await self._run(rpc.ask(rpc.SCORE_TEXT, request), options.get("timeout"))
+        return await self._run(rpc.ask(rpc.SCORE_TEXT, request), timeout_s)
 
     def capture(
         self,
@@ -129,8 +130,8 @@ class AsyncClient:
     ) -> AsyncGenerator[Captured, None]:
         """See `Client.capture`."""
         requests = capture.requests(hook_name, texts, options)
-        timeout = options.get("timeout", self.config.stream_timeout_s)
-        return self._captured(requests, timeout)
+        timeout_s = self.config.limit_s(options.get("timeout"), streams=True)
+        return self._captured(requests, timeout_s)
 
     async def _captured(
         self, requests: Iterator[v1.CaptureActivationsRequest], timeout_s: float
@@ -201,9 +202,9 @@ class AsyncClient:
             return result
 
     async def _answer(self, call: Call, timeout_s: float | None) -> Any:
-        limit = self.config.stream_timeout_s if call.rpc.streams else self.config.timeout_s
+        limit_s = self.config.limit_s(timeout_s, streams=call.rpc.streams)
         last = None
-        async for last in self._messages(call, timeout_s or limit):
+        async for last in self._messages(call, limit_s):
             if call.on_message is not None:
                 call.on_message(last)
         return last

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+import numpy as np
+
 Item = TypeVar("Item")
+
+
+def seconds(value: Any, name: str) -> float:
+    """A time that a call may take."""
+    return number(value, name, "a finite number above 0", above=0.0)
+
+
+def number(
+    value: Any, name: str, allowed: str = "a finite number", *, above: float = -math.inf
+) -> float:
+    """A finite number; neither text nor a truth value is one, though `float` takes both."""
+    try:
+        parsed = math.nan if isinstance(value, (str, bytes, bool, np.bool_)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        parsed = math.nan
+    if not (math.isfinite(parsed) and parsed > above):
+        raise _refusal(value, name, allowed)
+    return parsed
 
 
 def several(values: Iterable[Item], name: str) -> Iterable[Item]:
@@ -14,6 +35,10 @@ def several(values: Iterable[Item], name: str) -> Iterable[Item]:
         shown = _shown(values)
         raise TypeError(f"{name}: is one text, {shown}; pass a list: [{shown}]")
     return values
+
+
+def _refusal(value: Any, name: str, allowed: str) -> ValueError:
+    return ValueError(f"{name}: is {_shown(value)}; must be {allowed}")
 
 
 def _shown(value: Any) -> str:
