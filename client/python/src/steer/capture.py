@@ -61,10 +61,12 @@ def requests(
             known = ", ".join(CaptureOptions.__annotations__)
             raise TypeError(f"capture: no option {name!r}; there are {known}")
     several = checks.several(texts, "texts")
-    config = v1.CaptureConfig(hook_name=hook_name, max_tokens=options.get("max_tokens", 0))
+    max_tokens = checks.whole(options.get("max_tokens", 0), "max_tokens")
+    config = v1.CaptureConfig(hook_name=hook_name, max_tokens=max_tokens)
     pooling = options.get("pooling", "mean")
     if pooling == "mean":
-        config.mean.CopyFrom(v1.MeanPooling(skip_tokens=options.get("skip_tokens", 0)))
+        skip_tokens = checks.whole(options.get("skip_tokens", 0), "skip_tokens")
+        config.mean.CopyFrom(v1.MeanPooling(skip_tokens=skip_tokens))
     elif pooling == "per_token":
         config.per_token.SetInParent()
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -25,7 +26,18 @@ def number(
     except (TypeError, ValueError, OverflowError):
         parsed = math.nan
     if not (math.isfinite(parsed) and parsed > above):
-        raise _refusal(value, name, allowed)
+        raise refusal(value, name, allowed)
+    return parsed
+
+
+def whole(value: Any, name: str, *, least: int = 0, bits: int = 32) -> int:
+    """A whole number that an unsigned integer of the contract holds."""
+    try:
+        parsed = -1 if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        parsed = -1
+    if not least <= parsed < 2**bits:
+        raise refusal(value, name, f"{least} to 2^{bits}-1")
     return parsed
 
 
@@ -37,7 +49,8 @@ def several(values: Iterable[Item], name: str) -> Iterable[Item]:
     return values
 
 
-def _refusal(value: Any, name: str, allowed: str) -> ValueError:
+def refusal(value: Any, name: str, allowed: str) -> ValueError:
+    """The error for a value that is not allowed."""
     return ValueError(f"{name}: is {_shown(value)}; must be {allowed}")
 
 
