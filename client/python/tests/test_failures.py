@@ -169,6 +169,16 @@ def test_a_stream_that_breaks_the_contract_is_an_error(scripted: Scripted) -> No
         Client(config(scripted)).generate("hi", raw=True)
 
 
+def test_every_end_has_a_name(scripted: Scripted) -> None:
+    names = {}
+    for end in set(v1.FinishReason.values()) - {v1.FINISH_REASON_UNSPECIFIED}:
+        scripted.events[-1].finished.finish_reason = end
+        [variant] = Client(config(scripted)).generate("hi", raw=True)
+        names[end] = variant.finish_reason
+    assert "unknown" not in names.values()
+    assert names[v1.FINISH_REASON_NOT_FINITE] == "not_finite"
+
+
 def test_violations_and_reasons_are_read(scripted: Scripted) -> None:
     bad = error_details_pb2.BadRequest()
     bad.field_violations.add(field="sampling.top_p", description="2 is not in (0, 1]")
