@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, Self, TypeVar, Unpack
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from steer import capture, compose, rpc, sweeps, v1
-from steer.capture import TEXTS_UNDER_WAY, Captured, CaptureOptions
+from steer.capture import TEXTS_UNDER_WAY, Captured, CaptureOptions, Requests
 from steer.connection import Attempts, Config
 from steer.errors import from_rpc_error
 from steer.generation import Generation, Reader, Token
@@ -134,7 +134,7 @@ class AsyncClient:
         return self._captured(requests, timeout_s)
 
     async def _captured(
-        self, requests: Iterator[v1.CaptureActivationsRequest], timeout_s: float
+        self, requests: Requests, timeout_s: float
     ) -> AsyncGenerator[Captured, None]:
         permits = asyncio.Semaphore(TEXTS_UNDER_WAY)
 
@@ -151,6 +151,7 @@ class AsyncClient:
                 if captured is not None:
                     permits.release()
                     yield captured
+            requests.raise_failure()
 
     async def activations(
         self,

@@ -51,11 +51,36 @@ class Captured:
     dropped: str = ""
 
 
+class Requests(Iterator[v1.CaptureActivationsRequest]):
+    """The configuration, then every text.
+
+    Where gRPC takes them, nobody hears what is raised: what the texts raise ends them, and is
+    kept for the caller to `raise_failure` once all before it are answered.
+    """
+
+    def __init__(self, messages: Iterator[v1.CaptureActivationsRequest]) -> None:
+        self._messages = messages
+        self._failure: Exception | None = None
+
+    def __next__(self) -> v1.CaptureActivationsRequest:
+        try:
+            return next(self._messages)
+        except StopIteration:
+            raise
+        except Exception as failure:
+            self._failure = failure
+            raise StopIteration from None
+
+    def raise_failure(self) -> None:
+        """Raises what the texts raised."""
+        if self._failure is not None:
+            raise self._failure
+
+
 def requests(
     hook_name: str, texts: Iterable[str | Sequence[int]], options: CaptureOptions
-) -> Iterator[v1.CaptureActivationsRequest]:
-    """The configuration, then every text. What is wrong with the options is said at once, to
-    the caller: gRPC's thread, which takes the requests, tells nobody what it raised."""
+) -> Requests:
+    """What is sent; what is wrong with the options is said at once."""
     for name in options:
         if name not in CaptureOptions.__annotations__:
             known = ", ".join(CaptureOptions.__annotations__)
@@ -79,7 +104,7 @@ def requests(
             prompt = compose.prompt_message(text, raw if isinstance(text, str) else {})
             yield v1.CaptureActivationsRequest(text=v1.CaptureText(id=index, prompt=prompt))
 
-    return messages()
+    return Requests(messages())
 
 
 def read(response: v1.CaptureActivationsResponse) -> Captured | None:

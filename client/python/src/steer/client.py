@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from steer import capture, compose, rpc, sweeps, v1
-from steer.capture import TEXTS_UNDER_WAY, Captured, CaptureOptions
+from steer.capture import TEXTS_UNDER_WAY, Captured, CaptureOptions, Requests
 from steer.connection import Attempts, Config
 from steer.errors import from_rpc_error
 from steer.generation import Generation, Reader, Token
@@ -155,9 +155,7 @@ class Client:
         timeout_s = self.config.limit_s(options.get("timeout"), streams=True)
         return self._captured(requests, timeout_s)
 
-    def _captured(
-        self, requests: Iterator[v1.CaptureActivationsRequest], timeout_s: float
-    ) -> Iterator[Captured]:
+    def _captured(self, requests: Requests, timeout_s: float) -> Iterator[Captured]:
         permits = threading.Semaphore(TEXTS_UNDER_WAY)
         ended = threading.Event()
 
@@ -175,6 +173,7 @@ class Client:
                 if captured is not None:
                     permits.release()
                     yield captured
+            requests.raise_failure()
         finally:
             ended.set()
             cancel.cancel()
