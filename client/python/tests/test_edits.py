@@ -50,6 +50,7 @@ def test_readouts_and_gates() -> None:
     [
         (FeatureEdit.parse, "baseball", "has no value"),
         (FeatureEdit.parse, "a:ablate=3", "takes no value"),
+        (FeatureEdit.parse, "a=b", r"feature\['a'\].set: is 'b'"),
         (FeatureEdit.parse, "=3", "names no feature"),
         (FeatureEdit.parse, "#99999999999=3", "is not a feature index"),
         (CavEdit.parse, "a:clamp=3", "is not a range"),
@@ -58,6 +59,7 @@ def test_readouts_and_gates() -> None:
         (CavEdit.parse, "=3", "names no CAV"),
         (Condition.parse, "space", "compares nothing"),
         (Condition.parse, "space>=3", "strict"),
+        (Condition.parse, "space>", "threshold of 'space': is ''"),
         (Condition.parse, "space>3:once", "goes on"),
         (Gate.parse, "space>3:for=0", "is no mode"),
         (Readout.parse, "cav:", "names no CAV"),

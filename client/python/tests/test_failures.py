@@ -145,6 +145,8 @@ def test_a_retry_never_outlasts_the_deadline(scripted: Scripted) -> None:
     scripted.behaviour = lambda call, context: time.sleep(2)
     with pytest.raises(steer.DeadlineExceeded):
         Client(config(scripted, timeout_s=0.3)).model()
+    with pytest.raises(steer.DeadlineExceeded):
+        Client(config(scripted)).tokenize("hi", timeout=0.3)
 
 
 def test_a_stream_that_has_begun_is_not_repeated(scripted: Scripted) -> None:
@@ -165,6 +167,16 @@ def test_a_stream_that_breaks_the_contract_is_an_error(scripted: Scripted) -> No
     scripted.events = [v1.GenerateResponse(token=v1.GeneratedToken())]
     with pytest.raises(steer.ContractError, match="not under way"):
         Client(config(scripted)).generate("hi", raw=True)
+
+
+def test_every_end_has_a_name(scripted: Scripted) -> None:
+    names = {}
+    for end in set(v1.FinishReason.values()) - {v1.FINISH_REASON_UNSPECIFIED}:
+        scripted.events[-1].finished.finish_reason = end
+        [variant] = Client(config(scripted)).generate("hi", raw=True)
+        names[end] = variant.finish_reason
+    assert "unknown" not in names.values()
+    assert names[v1.FINISH_REASON_NOT_FINITE] == "not_finite"
 
 
 def test_violations_and_reasons_are_read(scripted: Scripted) -> None:

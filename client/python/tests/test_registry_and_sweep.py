@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
 from conftest import DEMO, demo_file
 
-from steer import Client, NotFound, v1
+from steer import AsyncClient, Captured, Client, Config, NotFound, v1
 
 HOOK = "blocks.3.hook_resid_post"
 ICE_HOCKEY = json.loads((DEMO / "labels.json").read_text())["ice-hockey"]
@@ -91,6 +93,29 @@ def test_a_capture_per_token(client: Client) -> None:
     endless = client.capture((f"text {i}" for i in range(10**9)), HOOK)
     assert next(endless).activations.shape == (128,)
     endless.close()  # type: ignore[attr-defined]
+
+
+def failing_texts() -> Iterator[str | list[int]]:
+    yield "the last goalie waits"
+    raise OSError("the disk is gone")
+
+
+def test_what_texts_raise_reaches_the_caller(client: Client, config: Config) -> None:
+    async def capture(texts: Iterable[str | list[int]]) -> list[Captured]:
+        async with AsyncClient(config) as several:
+            return [one async for one in several.capture(texts, HOOK)]
+
+    captured = client.capture(failing_texts(), HOOK)
+    assert next(captured).n_tokens > 0
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(captured)
+    with pytest.raises(OSError, match="the disk is gone"):
+        asyncio.run(capture(failing_texts()))
+    for wrong in ([[-1]], ["a", [2, -1]]):
+        with pytest.raises(ValueError, match=r"prompt.token_ids.ids\[[01]\]: is -1; must be 0 to"):
+            client.activations(wrong, HOOK)
+        with pytest.raises(ValueError, match=r"prompt.token_ids.ids\[[01]\]: is -1; must be 0 to"):
+            asyncio.run(capture(wrong))
 
 
 def test_a_sweep_is_a_data_frame(client: Client) -> None:

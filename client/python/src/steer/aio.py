@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from steer import capture, compose, rpc, sweeps, v1
-from steer.capture import TEXTS_UNDER_WAY, Captured, CaptureOptions
+from steer.capture import TEXTS_UNDER_WAY, Captured, CaptureOptions, Requests
 from steer.connection import Attempts, Config
 from steer.errors import from_rpc_error
 from steer.generation import Generation, Reader, Token
@@ -75,8 +75,8 @@ class AsyncClient:
         self, prompt: Prompt, **options: Unpack[PromptOptions]
     ) -> v1.TokenizeResponse:
         """See `Client.tokenize`."""
-        message = compose.prompt_message(prompt, options)
-        return await self._run(rpc.ask(rpc.TOKENIZE, v1.TokenizeRequest(prompt=message)))
+        request = v1.TokenizeRequest(prompt=compose.prompt_message(prompt, options))
+        return await self._run(rpc.ask(rpc.TOKENIZE, request), options.get("timeout"))
 
     async def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation:
         """See `Client.generate`."""
@@ -94,9 +94,9 @@ class AsyncClient:
         ...     async for token in tokens:
         ...         print(token.text, end="", flush=True)
         """
+        timeout_s = self.config.limit_s(options.get("timeout"), streams=True)
         request = await self._run(compose.generate_request(prompt, options))
-        timeout = options.get("timeout", self.config.stream_timeout_s)
-        return AsyncGenerationStream(self._messages(Call(rpc.GENERATE, request), timeout))
+        return AsyncGenerationStream(self._messages(Call(rpc.GENERATE, request), timeout_s))
 
     async def sweep(
         self,
@@ -118,32 +118,40 @@ class AsyncClient:
         **options: Unpack[ScoreOptions],
     ) -> v1.ScoreTextResponse:
         """See `Client.score`."""
+        timeout_s = self.config.limit_s(options.get("timeout"), streams=False)
         request = await self._run(compose.score_request(prompt, continuation, options))
-        return await self._run(rpc.ask(rpc.SCORE_TEXT, request), options.get("timeout"))
+        return await self._run(rpc.ask(rpc.SCORE_TEXT, request), timeout_s)
 
-    async def capture(
+    def capture(
         self,
         texts: Iterable[str | Sequence[int]],
         hook_name: str,
         **options: Unpack[CaptureOptions],
     ) -> AsyncGenerator[Captured, None]:
         """See `Client.capture`."""
+        requests = capture.requests(hook_name, texts, options)
+        timeout_s = self.config.limit_s(options.get("timeout"), streams=True)
+        return self._captured(requests, timeout_s)
+
+    async def _captured(
+        self, requests: Requests, timeout_s: float
+    ) -> AsyncGenerator[Captured, None]:
         permits = asyncio.Semaphore(TEXTS_UNDER_WAY)
 
         async def questions() -> AsyncIterator[v1.CaptureActivationsRequest]:
-            for question in capture.requests(hook_name, texts, options):
+            for question in requests:
                 if question.HasField("text"):
                     await permits.acquire()
                 yield question
 
-        timeout = options.get("timeout", self.config.stream_timeout_s)
         # Closed at once when the caller leaves, not when the garbage is collected.
-        async with aclosing(self._messages(Call(rpc.CAPTURE, questions()), timeout)) as responses:
+        async with aclosing(self._messages(Call(rpc.CAPTURE, questions()), timeout_s)) as responses:
             async for response in responses:
                 captured = capture.read(response)
                 if captured is not None:
                     permits.release()
                     yield captured
+            requests.raise_failure()
 
     async def activations(
         self,
@@ -195,9 +203,9 @@ class AsyncClient:
             return result
 
     async def _answer(self, call: Call, timeout_s: float | None) -> Any:
-        limit = self.config.stream_timeout_s if call.rpc.streams else self.config.timeout_s
+        limit_s = self.config.limit_s(timeout_s, streams=call.rpc.streams)
         last = None
-        async for last in self._messages(call, timeout_s or limit):
+        async for last in self._messages(call, limit_s):
             if call.on_message is not None:
                 call.on_message(last)
         return last

@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from steer import compose, v1
+from steer import checks, compose, v1
 from steer.errors import ContractError
 
 #: Texts sent and not yet answered; the worker reads no further ahead than it must.
@@ -51,27 +51,60 @@ class Captured:
     dropped: str = ""
 
 
+class Requests(Iterator[v1.CaptureActivationsRequest]):
+    """The configuration, then every text.
+
+    Where gRPC takes them, nobody hears what is raised: what the texts raise ends them, and is
+    kept for the caller to `raise_failure` once all before it are answered.
+    """
+
+    def __init__(self, messages: Iterator[v1.CaptureActivationsRequest]) -> None:
+        self._messages = messages
+        self._failure: Exception | None = None
+
+    def __next__(self) -> v1.CaptureActivationsRequest:
+        try:
+            return next(self._messages)
+        except StopIteration:
+            raise
+        except Exception as failure:
+            self._failure = failure
+            raise StopIteration from None
+
+    def raise_failure(self) -> None:
+        """Raises what the texts raised."""
+        if self._failure is not None:
+            raise self._failure
+
+
 def requests(
     hook_name: str, texts: Iterable[str | Sequence[int]], options: CaptureOptions
-) -> Iterator[v1.CaptureActivationsRequest]:
-    """The configuration, then every text."""
+) -> Requests:
+    """What is sent; what is wrong with the options is said at once."""
     for name in options:
         if name not in CaptureOptions.__annotations__:
             known = ", ".join(CaptureOptions.__annotations__)
             raise TypeError(f"capture: no option {name!r}; there are {known}")
-    config = v1.CaptureConfig(hook_name=hook_name, max_tokens=options.get("max_tokens", 0))
+    several = checks.several(texts, "texts")
+    max_tokens = checks.whole(options.get("max_tokens", 0), "max_tokens")
+    config = v1.CaptureConfig(hook_name=hook_name, max_tokens=max_tokens)
     pooling = options.get("pooling", "mean")
     if pooling == "mean":
-        config.mean.CopyFrom(v1.MeanPooling(skip_tokens=options.get("skip_tokens", 0)))
+        skip_tokens = checks.whole(options.get("skip_tokens", 0), "skip_tokens")
+        config.mean.CopyFrom(v1.MeanPooling(skip_tokens=skip_tokens))
     elif pooling == "per_token":
         config.per_token.SetInParent()
     else:
         raise ValueError(f'pooling: {pooling!r} is none of "mean", "per_token"')
-    yield v1.CaptureActivationsRequest(config=config)
     raw = {"raw": not options.get("chat", False)}
-    for index, text in enumerate(texts):
-        prompt = compose.prompt_message(text, raw if isinstance(text, str) else {})
-        yield v1.CaptureActivationsRequest(text=v1.CaptureText(id=index, prompt=prompt))
+
+    def messages() -> Iterator[v1.CaptureActivationsRequest]:
+        yield v1.CaptureActivationsRequest(config=config)
+        for index, text in enumerate(several):
+            prompt = compose.prompt_message(text, raw if isinstance(text, str) else {})
+            yield v1.CaptureActivationsRequest(text=v1.CaptureText(id=index, prompt=prompt))
+
+    return Requests(messages())
 
 
 def read(response: v1.CaptureActivationsResponse) -> Captured | None:

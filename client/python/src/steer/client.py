@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from steer import capture, compose, rpc, sweeps, v1
-from steer.capture import TEXTS_UNDER_WAY, Captured, CaptureOptions
+from steer.capture import TEXTS_UNDER_WAY, Captured, CaptureOptions, Requests
 from steer.connection import Attempts, Config
 from steer.errors import from_rpc_error
 from steer.generation import Generation, Reader, Token
@@ -87,8 +87,8 @@ class Client:
 
     def tokenize(self, prompt: Prompt, **options: Unpack[PromptOptions]) -> v1.TokenizeResponse:
         """Token ids and pieces of a prompt, and the prompt as the chat template renders it."""
-        message = compose.prompt_message(prompt, options)
-        return self._run(rpc.ask(rpc.TOKENIZE, v1.TokenizeRequest(prompt=message)))
+        request = v1.TokenizeRequest(prompt=compose.prompt_message(prompt, options))
+        return self._run(rpc.ask(rpc.TOKENIZE, request), options.get("timeout"))
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation:
         """Generates text; see `steer.options.GenerateOptions` for what can be asked for.
@@ -107,11 +107,11 @@ class Client:
         ...     for token in tokens:
         ...         print(token.text, end="", flush=True)
         """
+        timeout_s = self.config.limit_s(options.get("timeout"), streams=True)
         request = self._run(compose.generate_request(prompt, options))
         cancel = _Cancel()
-        timeout = options.get("timeout", self.config.stream_timeout_s)
         return GenerationStream(
-            self._messages(Call(rpc.GENERATE, request), timeout, cancel), cancel
+            self._messages(Call(rpc.GENERATE, request), timeout_s, cancel), cancel
         )
 
     def sweep(
@@ -137,8 +137,9 @@ class Client:
         **options: Unpack[ScoreOptions],
     ) -> v1.ScoreTextResponse:
         """ln p of every token of a continuation, under any steering."""
+        timeout_s = self.config.limit_s(options.get("timeout"), streams=False)
         request = self._run(compose.score_request(prompt, continuation, options))
-        return self._run(rpc.ask(rpc.SCORE_TEXT, request), options.get("timeout"))
+        return self._run(rpc.ask(rpc.SCORE_TEXT, request), timeout_s)
 
     def capture(
         self,
@@ -150,24 +151,29 @@ class Client:
 
         Texts are taken as they are needed, so there may be any number of them.
         """
+        requests = capture.requests(hook_name, texts, options)
+        timeout_s = self.config.limit_s(options.get("timeout"), streams=True)
+        return self._captured(requests, timeout_s)
+
+    def _captured(self, requests: Requests, timeout_s: float) -> Iterator[Captured]:
         permits = threading.Semaphore(TEXTS_UNDER_WAY)
         ended = threading.Event()
 
         def questions() -> Iterator[v1.CaptureActivationsRequest]:
-            for question in capture.requests(hook_name, texts, options):
+            for question in requests:
                 while question.HasField("text") and not permits.acquire(timeout=0.5):
                     if ended.is_set():
                         return
                 yield question
 
-        timeout = options.get("timeout", self.config.stream_timeout_s)
         cancel = _Cancel()
         try:
-            for response in self._messages(Call(rpc.CAPTURE, questions()), timeout, cancel):
+            for response in self._messages(Call(rpc.CAPTURE, questions()), timeout_s, cancel):
                 captured = capture.read(response)
                 if captured is not None:
                     permits.release()
                     yield captured
+            requests.raise_failure()
         finally:
             ended.set()
             cancel.cancel()
@@ -230,9 +236,9 @@ class Client:
 
     def _answer(self, call: Call, timeout_s: float | None) -> Any:
         """The last message of the answer."""
-        limit = self.config.stream_timeout_s if call.rpc.streams else self.config.timeout_s
+        limit_s = self.config.limit_s(timeout_s, streams=call.rpc.streams)
         last = None
-        for last in self._messages(call, timeout_s or limit, _Cancel()):
+        for last in self._messages(call, limit_s, _Cancel()):
             if call.on_message is not None:
                 call.on_message(last)
         return last

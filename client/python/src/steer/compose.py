@@ -6,13 +6,13 @@ interventions, conditions and probes refer to their rows. Nothing is computed on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import ArrayLike
 
-from steer import edits, rpc, v1
+from steer import checks, edits, rpc, v1
 from steer.edits import CavEdit, Condition, FeatureEdit, FeatureRef, Gate, Readout, VectorEdit
 from steer.errors import ContractError
 from steer.options import GenerateOptions, Prompt, SamplingOptions, ScoreOptions, SteeringOptions
@@ -21,7 +21,10 @@ from steer.rpc import Plan
 #: Most features in one GetFeatures call.
 FEATURES_PER_CALL = 256
 
-_SAMPLING = tuple(SamplingOptions.__annotations__)
+#: Least value and bits of sampling's whole numbers, and its other numbers. The worker knows
+#: what more is asked of them, and names them as these errors do.
+_WHOLE = {"max_new_tokens": (1, 32), "top_k": (0, 32), "seed": (0, 64), "top_logprobs": (0, 32)}
+_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
 _SCOPES = {
     "all": v1.POSITION_SCOPE_ALL,
     "prompt": v1.POSITION_SCOPE_PROMPT,
@@ -35,9 +38,9 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> Plan[v1.Genera
     """The request that the options mean."""
     _refuse_unknown(options, GenerateOptions)
     request = v1.GenerateRequest(prompt=prompt_message(prompt, options))
-    given = {name: options[name] for name in _SAMPLING if name in options}  # type: ignore[literal-required]
-    if given:
-        request.sampling.CopyFrom(v1.Sampling(**given))
+    sampling = _sampling(options)
+    if sampling is not None:
+        request.sampling.CopyFrom(sampling)
     if "priority" in options:
         request.priority = _choice("priority", options["priority"], _PRIORITIES)
     composer = _Composer(request, options.get("sae"))
@@ -72,7 +75,7 @@ def score_request(
     if isinstance(continuation, str):
         request.text = continuation
     else:
-        request.token_ids.CopyFrom(v1.TokenIds(ids=continuation))
+        request.token_ids.CopyFrom(_token_ids(continuation, "token_ids.ids"))
     if "priority" in options:
         request.priority = _choice("priority", options["priority"], _PRIORITIES)
     yield from _Composer(request, options.get("sae")).variants(options)
@@ -86,7 +89,7 @@ def prompt_message(prompt: Prompt, options: Mapping[str, Any]) -> v1.Prompt:
             return v1.Prompt(text=prompt)
         prompt = [{"role": "user", "content": prompt}]
     if len(prompt) and not isinstance(prompt[0], Mapping):
-        return v1.Prompt(token_ids=v1.TokenIds(ids=[int(i) for i in prompt]))  # type: ignore[arg-type]
+        return v1.Prompt(token_ids=_token_ids(prompt, "prompt.token_ids.ids"))
     if options.get("raw"):
         raise ValueError("raw: a conversation needs the chat template; give one text")
     chat = v1.Chat(
@@ -165,10 +168,10 @@ class _Composer:
         """A condition that refers to its payload."""
         readout = yield from self.readout(condition.readout, hook)
         if condition.readout.feature is None:
-            threshold = edits.number(condition.threshold)
+            threshold = edits.number(condition.threshold, condition.field)
         else:
             feature = self._features[condition.readout.feature]
-            threshold = edits.activation(condition.threshold, feature)
+            threshold = edits.activation(condition.threshold, feature, condition.field)
         if condition.above:
             return v1.Condition(readout=readout, above=threshold)
         return v1.Condition(readout=readout, below=threshold)
@@ -181,8 +184,10 @@ class _Composer:
         feature = edit.feature
         payload = self._features[feature] if isinstance(feature, FeatureRef) else feature
         message = v1.FeatureEdit(feature=_row(self.request.features, payload))
-        scale = edit.operation == "scale"
-        amount = edits.number(edit.amount) if scale else edits.activation(edit.amount, payload)
+        if edit.operation == "scale":
+            amount = edits.number(edit.amount, edit.field)
+        else:
+            amount = edits.activation(edit.amount, payload, edit.field)
         setattr(message, edit.operation, amount)
         return message
 
@@ -195,7 +200,7 @@ class _Composer:
             lower, upper = edit.bounds
             clamp = v1.ProjectionClamp(vector=row, hook_name=hook_name, lower=lower, upper=upper)
             return v1.Intervention(projection_clamp=clamp)
-        strength, unit = edits.strength(edit.strength)
+        strength, unit = edits.strength(edit.strength, edit.field)
         add = v1.VectorAdd(vector=row, hook_name=hook_name, strength=strength, unit=unit)
         return v1.Intervention(vector_add=add)
 
@@ -226,6 +231,7 @@ def project_request(
     direction: str | ArrayLike, top: int, sae: str | None
 ) -> Plan[v1.ProjectDirectionRequest]:
     """The request for the tokens that a feature, a CAV ("cav:NAME") or a vector speaks of."""
+    top = checks.whole(top, "top")
     if not isinstance(direction, str):
         vector = v1.Vector(values=edits.vector_of(direction))
         return v1.ProjectDirectionRequest(vector=vector, top_k=top)
@@ -263,6 +269,28 @@ def _row(table: Any, payload: Any) -> int:
             return row
     table.append(payload)
     return len(table) - 1
+
+
+def _sampling(options: GenerateOptions) -> v1.Sampling | None:
+    """What is asked of sampling; None is the model's default."""
+    given: dict[str, Any] = {}
+    for name in SamplingOptions.__annotations__:
+        value, field = options.get(name), f"sampling.{name}"
+        if value is None:
+            continue
+        if name in _WHOLE:
+            least, bits = _WHOLE[name]
+            value = checks.whole(value, field, least=least, bits=bits)
+        elif name in _NUMBERS:
+            value = checks.number(value, field)
+        elif name == "stop":
+            value = checks.several(value, field)  # type: ignore[arg-type]
+        given[name] = value
+    return v1.Sampling(**given) if given else None
+
+
+def _token_ids(ids: Iterable[Any], name: str) -> v1.TokenIds:
+    return v1.TokenIds(ids=[checks.whole(one, f"{name}[{i}]") for i, one in enumerate(ids)])
 
 
 def _positions(positions: str | v1.Positions | None) -> v1.Positions | None:

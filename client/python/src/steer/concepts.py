@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from steer import edits, rpc, v1
+from steer import checks, edits, rpc, v1
 from steer.edits import FeatureRef
 from steer.registry import CAVS, Listing
 from steer.rpc import Call, Plan
@@ -28,7 +28,8 @@ def similar(
     query: str | int | ArrayLike, sae: str | None, within: Sequence[str], top: int
 ) -> Plan[Listing[v1.SimilarFeature]]:
     """Features whose decoder rows point where a feature's, or a vector, does."""
-    request = v1.FindSimilarFeaturesRequest(sae_ids=within, top_k=top)
+    within = list(checks.several(within, "within"))
+    request = v1.FindSimilarFeaturesRequest(sae_ids=within, top_k=checks.whole(top, "top"))
     if isinstance(query, (str, int)):
         request.feature.CopyFrom(FeatureRef.parse(query).message(sae))
     else:
@@ -41,6 +42,7 @@ def encode(
     activations: ArrayLike, sae: str | None, top: int
 ) -> Plan[list[Listing[v1.ActiveFeature]]]:
     """The features that an SAE finds in each row, strongest first."""
+    top = checks.whole(top, "top")
     rows = matrix(activations)
     found: list[Listing[v1.ActiveFeature]] = []
     for start in range(0, len(rows), ROWS_PER_CALL):
@@ -56,6 +58,7 @@ def train_cavs(
 ) -> Plan[Listing[v1.Cav]]:
     """One CAV per label, trained and judged by the registry. All or nothing."""
     rows = matrix(activations)
+    checks.several(labels, "labels")
     if len(rows) != len(labels):
         raise ValueError(f"{len(rows)} activations have {len(labels)} labels")
 
@@ -85,9 +88,9 @@ def training_config(
         hook_name=hook,
         model_id=model_id,
         method=METHODS[method],
-        held_out=held_out,
-        null_trials=null_trials,
-        seed=seed,
+        held_out=None if held_out is None else checks.number(held_out, "held_out"),
+        null_trials=None if null_trials is None else checks.whole(null_trials, "null_trials"),
+        seed=None if seed is None else checks.whole(seed, "seed", bits=64),
     )
 
 

@@ -13,11 +13,14 @@ from urllib.parse import urlsplit
 
 import grpc
 
+from steer import checks
 from steer.errors import Overloaded, SteerError, Unavailable
 from steer.rpc import Service
 
 #: Largest answer accepted: a page of features of a wide model fits many times.
 ANSWER_BYTES_MAX = 256 << 20
+#: gRPC takes much longer times for ones that are over.
+ATTEMPT_S_MAX = 1e9
 
 
 def _from_env(name: str) -> str | None:
@@ -100,6 +103,16 @@ class Config:
     stream_timeout_s: float = 600.0
     retry: Retry = Retry()
 
+    def __post_init__(self) -> None:
+        checks.seconds(self.timeout_s, "timeout_s")
+        checks.seconds(self.stream_timeout_s, "stream_timeout_s")
+
+    def limit_s(self, timeout: float | None, *, streams: bool) -> float:
+        """Seconds for one call: the caller's `timeout`, or the default if that is None."""
+        if timeout is not None:
+            return checks.seconds(timeout, "timeout")
+        return self.stream_timeout_s if streams else self.timeout_s
+
     def address(self, service: Service) -> Address:
         """Where a service is."""
         url = self.worker if service is Service.WORKER else self.registry
@@ -175,7 +188,8 @@ class Attempts:
 
     def remaining_s(self) -> float:
         """Seconds left, to be given to the next attempt."""
-        return max(self._ends_at - time.monotonic(), 0.001)
+        # Never 0, which is over before it began: a pause may end a little late.
+        return min(max(self._ends_at - time.monotonic(), 0.001), ATTEMPT_S_MAX)
 
     def pause_s(self, error: SteerError, *, retriable: bool) -> float:
         """Seconds to wait before the next attempt; raises the error if there is none."""

@@ -21,6 +21,7 @@ from typing import Unpack
 
 import numpy as np
 
+from steer import checks
 from steer.capture import CaptureOptions
 from steer.client import Client
 
@@ -29,7 +30,8 @@ def shard(texts: Iterable[str], index: int, count: int) -> Iterator[tuple[int, s
     """Every `count`-th text from `index` on, with its place in the corpus."""
     if not 0 <= index < count:
         raise ValueError(f"shard {index} of {count}: shards go from 0 to {count - 1}")
-    return ((place, text) for place, text in enumerate(texts) if place % count == index)
+    several = checks.several(texts, "texts")
+    return ((place, text) for place, text in enumerate(several) if place % count == index)
 
 
 def capture_shard(

@@ -11,7 +11,6 @@ They are written as objects of this module or as text, in the grammar of the `st
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from steer import v1
+from steer import checks, v1
 
 #: A number in units of the activation, or text: "0.5max" for half of the largest activation known.
 Amount = float | int | str
@@ -55,7 +54,7 @@ class FeatureRef:
 
 
 def _index(index: int) -> int:
-    if not 0 <= index < 2**32:
+    if isinstance(index, bool) or not 0 <= index < 2**32:
         raise ValueError(f"{index} is not a feature index; it goes from 0 to {2**32 - 1}")
     return index
 
@@ -87,6 +86,7 @@ class FeatureEdit:
         object.__setattr__(self, "feature", ref)
         object.__setattr__(self, "operation", name)
         object.__setattr__(self, "amount", amount)
+        _amount(amount, self.field, None if name == "scale" else "max")
 
     @classmethod
     def parse(cls, text: str) -> FeatureEdit:
@@ -95,6 +95,14 @@ class FeatureEdit:
         if op == "ablate":
             return cls(name, set=0.0)
         return cls(name, **{op or "set": value})
+
+    @property
+    def field(self) -> str:
+        """How errors name its amount."""
+        feature = self.feature
+        if isinstance(feature, FeatureRef):
+            return f"feature[{feature.key!r}].{self.operation}"
+        return f"feature[{feature.label or feature.feature_index!r}].{self.operation}"
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,7 @@ class VectorEdit:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vector", vector_of(self.vector))
+        _amount(self.strength, f"vector[{self.name!r}].strength", "norm")
 
 
 @dataclass(frozen=True, init=False)
@@ -132,9 +141,7 @@ class CavEdit:
         if (add is not None) + ablate + (clamp is not None) != 1:
             raise ValueError(f"{cav!r}: give exactly one of add, ablate, clamp")
         operation = "add" if add is not None else "ablate" if ablate else "clamp"
-        bounds = clamp or (None, None)
-        if clamp is not None:
-            _check_bounds(*clamp)
+        bounds = (None, None) if clamp is None else _bounds(*clamp, field=f"cav[{cav!r}].clamp")
         for name, value in (
             ("cav", cav),
             ("operation", operation),
@@ -142,6 +149,7 @@ class CavEdit:
             ("bounds", bounds),
         ):
             object.__setattr__(self, name, value)
+        _amount(self.strength, self.field, "norm")
 
     @classmethod
     def parse(cls, text: str) -> CavEdit:
@@ -154,14 +162,23 @@ class CavEdit:
         lower, dots, upper = value.partition("..")
         if not dots:
             raise ValueError(f"{value!r} is not a range; write LO..HI")
-        return cls(name, clamp=tuple(number(b) if b else None for b in (lower, upper)))  # type: ignore[arg-type]
+        return cls(name, clamp=tuple(bound or None for bound in (lower, upper)))  # type: ignore[arg-type]
+
+    @property
+    def field(self) -> str:
+        """How errors name its strength."""
+        return f"cav[{self.cav!r}].{self.operation}"
 
 
-def _check_bounds(lower: float | None, upper: float | None) -> None:
+def _bounds(
+    lower: Amount | None, upper: Amount | None, *, field: str
+) -> tuple[float | None, float | None]:
+    lower, upper = (None if bound is None else number(bound, field) for bound in (lower, upper))
     if lower is None and upper is None:
         raise ValueError("clamp has no bound; give (lo, hi), (lo, None) or (None, hi)")
     if lower is not None and upper is not None and lower > upper:
         raise ValueError(f"clamp: the lower bound {lower} is above the upper {upper}")
+    return lower, upper
 
 
 def _split(text: str, operations: Sequence[str], forms: str) -> tuple[str, str | None, str]:
@@ -198,6 +215,9 @@ def feature_edits(features: Features) -> list[FeatureEdit]:
 def cav_edits(cavs: Cavs) -> list[CavEdit | VectorEdit]:
     """The edits that `cav=` means."""
     if isinstance(cavs, Mapping):
+        for cav, strength in cavs.items():
+            # To CavEdit, None is no edit.
+            _amount(strength, f"cav[{cav!r}].add", "norm")
         return [CavEdit(cav, add=strength) for cav, strength in cavs.items()]
     several = [cavs] if isinstance(cavs, (str, CavEdit, VectorEdit)) else cavs
     return [CavEdit.parse(one) if isinstance(one, str) else one for one in several]
@@ -229,6 +249,14 @@ class Condition:
     readout: Readout
     above: bool
     threshold: str
+
+    def __post_init__(self) -> None:
+        _amount(self.threshold, self.field, None if self.readout.feature is None else "max")
+
+    @property
+    def field(self) -> str:
+        """How errors name its threshold."""
+        return f"threshold of {self.readout.text!r}"
 
     @classmethod
     def parse(cls, text: str) -> Condition:
@@ -273,34 +301,42 @@ def _condition(text: str) -> tuple[Condition, str | None]:
     return Condition(Readout.parse(readout.strip()), sign == ">", threshold.strip()), mode
 
 
-def number(value: Amount) -> float:
-    """A finite number."""
+def _amount(amount: Amount, field: str, unit: str | None = None) -> tuple[float, bool]:
+    """The number, and whether it is a fraction: text that ends in the unit."""
+    fraction, allowed = False, "a finite number"
+    digits: Amount = amount
+    if unit is not None:
+        allowed += f', or a fraction like "0.5{unit}"'
+        if isinstance(amount, str) and amount.endswith(unit):
+            fraction, digits = True, amount.removesuffix(unit)
     try:
-        parsed = float(value)
-    except (TypeError, ValueError):
-        parsed = math.nan
-    if not math.isfinite(parsed):
-        raise ValueError(f"{value!r} is not a finite number")
-    return parsed
+        return checks.number(float(digits) if isinstance(digits, str) else digits, field), fraction
+    except ValueError:
+        raise checks.refusal(amount, field, allowed) from None
 
 
-def activation(amount: Amount, feature: v1.SaeFeature) -> float:
+def number(amount: Amount, field: str) -> float:
+    """A finite number, or text that is one."""
+    return _amount(amount, field)[0]
+
+
+def activation(amount: Amount, feature: v1.SaeFeature, field: str) -> float:
     """An amount in units of the feature's activation."""
-    if not isinstance(amount, str) or not amount.endswith("max"):
-        return number(amount)
+    parsed, fraction = _amount(amount, field, "max")
+    if not fraction:
+        return parsed
     if not feature.HasField("max_activation"):
         raise ValueError(
-            f"{amount!r}: the registry knows no largest activation of {feature.sae_id}"
+            f"{field}: is {amount!r}; the registry knows no largest activation of {feature.sae_id}"
             f"#{feature.feature_index} ({feature.label!r}); give a plain number"
         )
-    return number(amount.removesuffix("max")) * feature.max_activation
+    return parsed * feature.max_activation
 
 
-def strength(amount: Amount) -> tuple[float, v1.StrengthUnit]:
+def strength(amount: Amount, field: str) -> tuple[float, v1.StrengthUnit]:
     """A vector's strength and what it is relative to."""
-    if isinstance(amount, str) and amount.endswith("norm"):
-        return number(amount.removesuffix("norm")), v1.STRENGTH_UNIT_FRACTION_OF_NORM
-    return number(amount), v1.STRENGTH_UNIT_RAW
+    parsed, fraction = _amount(amount, field, "norm")
+    return parsed, v1.STRENGTH_UNIT_FRACTION_OF_NORM if fraction else v1.STRENGTH_UNIT_RAW
 
 
 def vector_of(values: ArrayLike) -> NDArray[np.float32]:

@@ -44,7 +44,8 @@ class Variant:
     pieces: list[str] = field(default_factory=list)
     #: The text, whole once the variant has finished.
     text: str = ""
-    #: "eos", "stop", "max_new_tokens", "context_length", "condition"; empty until it ended.
+    #: "eos", "stop", "max_new_tokens", "context_length", "condition", or "not_finite": edits too
+    #: strong for any token to be chosen. Empty until it ended.
     finish_reason: str = ""
     #: Index of the condition that ended it.
     stop_condition: int | None = None

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from numpy.typing import ArrayLike
 
-from steer import concepts, registry, v1
+from steer import checks, concepts, registry, v1
 from steer.registry import Cav, Feature, Listing, OnProgress
 from steer.rpc import Plan
 
@@ -30,7 +30,7 @@ def _options(
         sae_id=name,
         hook_name=hook,
         model_id=model_id,
-        activation_scale=scale,
+        activation_scale=None if scale is None else checks.number(scale, "activation_scale"),
         new_version=new_version,
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import ArrayLike, NDArray
 
-from steer import display, edits, rpc, v1
+from steer import checks, display, edits, rpc, v1
 from steer.edits import FeatureRef
 from steer.errors import ContractError
 from steer.rpc import Answer, Call, Plan, Question, Rpc
@@ -134,6 +134,7 @@ def features(
     sae: str, limit: int | None, index: int | None, candidates: bool
 ) -> Plan[Listing[v1.FeatureLabel]]:
     """Labelled features of an SAE by index."""
+    index = None if index is None else checks.whole(index, "index")
     request = v1.ListFeaturesRequest(sae_id=sae, feature_index=index, include_candidates=candidates)
     entries = yield from _pages(rpc.LIST_FEATURES, request, "features", limit)
     return Listing(entries, columns=FEATURES)
@@ -156,6 +157,7 @@ def cavs(
 
 
 def _pages(method: Rpc[Any, Any], request: Any, entries: str, limit: int | None) -> Plan[list[Any]]:
+    limit = None if limit is None else checks.whole(limit, "limit")
     found: list[Any] = []
     while limit is None or len(found) < limit:
         request.page_size = 1000 if limit is None else min(1000, limit - len(found))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from steer import compose, display, rpc, v1
+from steer import checks, compose, display, rpc, v1
 from steer.edits import CavEdit, FeatureEdit
 from steer.generation import Generation, Reader, Variant
 from steer.options import GenerateOptions, Prompt, SweepOptions
@@ -94,7 +94,8 @@ def sweep(
     """The plan of a sweep; every request is as large as the worker's limits allow."""
     if (feature is None) == (cav is None):
         raise ValueError("sweep: give one of feature, cav")
-    values = [float(value) for value in strengths]
+    several = enumerate(checks.several(strengths, "strengths"))
+    values = [checks.number(value, f"strengths[{i}]") for i, value in several]
     if not 1 <= len(values) <= STRENGTHS_MAX:
         raise ValueError(f"strengths: {len(values)} of them; 1 to {STRENGTHS_MAX} are allowed")
     swept = f"cav:{cav}" if feature is None else str(feature)
