@@ -212,7 +212,9 @@ async fn limits_of_tokens_hold_whatever_the_call() {
 
     let config = direction::config(direction::mean(0), 33);
     let refused = client.capture_activations(config, tokio_stream::pending(), 1);
-    let refused = refused.await.err().expect("33 tokens");
+    let Err(refused) = refused.await else {
+        panic!("33 tokens");
+    };
     names(&status(refused), &[32, 33]);
     drop(client);
     worker.stop().await;
