@@ -109,7 +109,8 @@ impl State {
 
 /// Something to do; names are a client's own.
 pub(super) fn next(state: &State, writer: usize, rng: &mut StdRng) -> Step {
-    let number: u32 = rng.random_range(0..1_000_000);
+    // Of so many that no name comes twice: what is stored again is not deleted any more.
+    let number: u32 = rng.random_range(0..1 << 31);
     let State { live, deleted } = state;
     let sae = live.saes.keys().choose(rng).cloned();
     let cav = live.cavs.keys().choose(rng).cloned();
