@@ -26,12 +26,12 @@ pub(super) fn compute<F: Floats>(mut columns: Columns<'_>, isa: impl Isa) {
         let (groups, rest) = out.as_chunks_mut::<GROUP>();
         let mut rows = weights.chunks_exact(row_bytes);
         for (i, out) in groups.iter_mut().enumerate() {
-            isa.prefetch(ahead(weights, i + 2, GROUP * row_bytes));
+            let next = ahead(weights, i + 2, GROUP * row_bytes);
             let group = [(); GROUP].map(|()| rows.next().unwrap_or_default());
-            *out = isa.totals(row_sums::<F, _, _>(isa, group, x));
+            *out = isa.totals(row_sums::<F, _, _>(isa, (group, next), x));
         }
         for (out, row) in rest.iter_mut().zip(rows) {
-            let [sum] = row_sums::<F, _, _>(isa, [row], x);
+            let [sum] = row_sums::<F, _, _>(isa, ([row], &[]), x);
             *out = total(isa.array(sum));
         }
         return;
@@ -41,11 +41,12 @@ pub(super) fn compute<F: Floats>(mut columns: Columns<'_>, isa: impl Isa) {
     for (chunk, out) in columns.out.chunks_mut(CHUNK).enumerate() {
         let sums = &mut sums[..out.len()];
         for (i, column) in (0..out[0].len()).step_by(GROUP).enumerate() {
-            isa.prefetch(ahead(weights, i + 1, GROUP * row_bytes));
+            let next = ahead(weights, i + 1, GROUP * row_bytes);
             let group = GROUP.min(out[0].len() - column);
             let rows = &weights[column * row_bytes..(column + group) * row_bytes];
             sums.fill([isa.splat(0.0); GROUP]);
             for tile in 0..columns.weights.in_width.div_ceil(TILE) {
+                isa.prefetch(ahead(next, tile, GROUP * columns.weights.bytes_of(TILE)));
                 let eights = TILE.min(columns.weights.in_width - tile * TILE).div_ceil(8);
                 let mut weights = [&[][..]; GROUP];
                 for g in 0..GROUP {
@@ -77,12 +78,13 @@ pub(super) fn compute<F: Floats>(mut columns: Columns<'_>, isa: impl Isa) {
 }
 
 /// Sums of some weight rows with one activation row, straight from what is
-/// stored: several, since one row's sums wait for each other.
+/// stored: several, since one row's sums wait for each other. What comes after the
+/// rows is asked for little by little: all at once would have to wait.
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
 fn row_sums<F: Floats, I: Isa, const G: usize>(
     isa: I,
-    weights: [&[u8]; G],
+    (weights, next): ([&[u8]; G], &[u8]),
     x: &[[[f32; 8]; 4]],
 ) -> [I::Floats; G] {
     let mut sums = [isa.splat(0.0); G];
@@ -97,6 +99,7 @@ fn row_sums<F: Floats, I: Isa, const G: usize>(
         *pieces = &stored[..n];
     }
     for (i, x) in whole.iter().enumerate() {
+        isa.prefetch(ahead(next, i, G * size_of::<F::Stored>()));
         for g in 0..G {
             let w = F::unpack(isa, &pieces[g][i]);
             for (w, x) in w.into_iter().zip(x) {
