@@ -6,14 +6,14 @@
 //! SQLite reads a bare `LIMIT ?` into the plan, and then makes the plan anew for each call
 //! (`sqlite3ExprIsInteger`), which takes longer than most of them: so it is `LIMIT ? + 0`.
 
-use sqlx::{QueryBuilder, Sqlite, SqliteExecutor, pool::PoolConnection};
+use sqlx::{AssertSqlSafe, QueryBuilder, Sqlite, SqliteExecutor, pool::PoolConnection};
 use tonic::async_trait;
 
 use super::json;
 use crate::{
     error::Result,
     store::{
-        LabelReader, LabelRecord, LabelTexts, Posting, SaeFilter,
+        LabelReader, LabelRecord, LabelTexts, Posting, SaeFilter, SearchedSae,
         rows::{LABEL_COLUMNS, LabelRow, prefix_end},
     },
 };
@@ -37,16 +37,22 @@ pub(super) struct Reader(pub(super) PoolConnection<Sqlite>);
 
 #[async_trait]
 impl LabelReader for Reader {
-    async fn sae_keys(&mut self, filter: &SaeFilter) -> Result<Vec<i64>> {
+    async fn saes(&mut self, filter: &SaeFilter) -> Result<Vec<SearchedSae>> {
         let SaeFilter {
             key,
             model_id,
             hook_name,
         } = filter;
-        Ok(sqlx::query_scalar(
-            "SELECT id FROM saes WHERE (id = ?1 OR ?1 IS NULL AND name NOT LIKE '%@%') \
-             AND (?2 IS NULL OR model_id = ?2) AND (?3 IS NULL OR hook_name = ?3) ORDER BY id",
-        )
+        let which = match key {
+            Some(_) => "id = ?1",
+            None => "?1 IS NULL AND name NOT LIKE '%@%'",
+        };
+        Ok(sqlx::query_as(AssertSqlSafe(format!(
+            "SELECT id AS key, \
+             COALESCE((SELECT MAX(i.id) FROM label_imports i WHERE i.sae = saes.id), 0) AS last_import \
+             FROM saes WHERE {which} AND (?2 IS NULL OR model_id = ?2) \
+             AND (?3 IS NULL OR hook_name = ?3) ORDER BY id",
+        )))
         .bind(key)
         .bind(model_id)
         .bind(hook_name)
@@ -114,20 +120,31 @@ impl LabelReader for Reader {
     }
 
     async fn postings(&mut self, saes: &[i64], words: &[i64]) -> Result<Vec<Posting>> {
-        let rows: Vec<(i64, i64, i64, Vec<u8>)> = sqlx::query_as(
+        Ok(sqlx::query_as(
             "SELECT p.sae, p.word, p.first, p.labels FROM json_each(?) s CROSS JOIN json_each(?) w \
              CROSS JOIN label_postings p ON p.sae = s.value AND p.word = w.value",
         )
         .bind(json(saes))
         .bind(json(words))
         .fetch_all(&mut *self.0)
-        .await?;
-        let postings = rows.into_iter().map(|(sae, word, first, labels)| Posting {
-            sae,
-            word,
-            first,
-            labels,
-        });
-        Ok(postings.collect())
+        .await?)
+    }
+
+    async fn postings_of(
+        &mut self,
+        sae: i64,
+        after: (i64, i64),
+        limit: u32,
+    ) -> Result<Vec<Posting>> {
+        Ok(sqlx::query_as(
+            "SELECT sae, word, first, labels FROM label_postings \
+             WHERE sae = ? AND (word, first) > (?, ?) ORDER BY word, first LIMIT ? + 0",
+        )
+        .bind(sae)
+        .bind(after.0)
+        .bind(after.1)
+        .bind(limit)
+        .fetch_all(&mut *self.0)
+        .await?)
     }
 }
