@@ -119,6 +119,7 @@ impl Registry {
             cut: false,
         };
         let mut behind = search.behind;
+        let mut vocabulary = None;
         for kind in Match::ALL.into_iter().filter(|kind| *kind >= first) {
             let behind = behind.take();
             if kind == Match::Near && behind.is_none() && work.page.found() {
@@ -127,8 +128,12 @@ impl Registry {
             match kind {
                 Match::Exact | Match::Prefix => work.by_text(kind, behind).await?,
                 Match::Words | Match::Part | Match::Near => {
-                    let vocabulary = self.vocabulary.get(&mut *work.reader).await?;
-                    work.by_words(kind, behind, &vocabulary).await?;
+                    let known = match vocabulary.take() {
+                        Some(known) => known,
+                        None => self.vocabulary.get(&mut *work.reader).await?,
+                    };
+                    work.by_words(kind, behind, &known).await?;
+                    vocabulary = Some(known);
                 }
             }
             if work.page.is_done() {

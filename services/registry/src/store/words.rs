@@ -127,6 +127,14 @@ impl Iterator for LabelIds<'_> {
     type Item = i64;
 
     fn next(&mut self) -> Option<i64> {
+        // Most are near: lists of frequent words are read in full, this is what takes the time.
+        if let Some((&byte, rest)) = self.bytes.split_first()
+            && byte < 0x80
+        {
+            self.bytes = rest;
+            self.at = self.at.checked_add(i64::from(byte))?;
+            return Some(self.at);
+        }
         let mut distance = 0_u64;
         for (i, &byte) in self.bytes.iter().enumerate().take(9) {
             distance |= u64::from(byte & 0x7f) << (7 * i);
