@@ -16,7 +16,7 @@ use crate::{
     store::{LabelIds, LabelReader, Posting, SaeFilter, SearchedSae, Store, push_number},
 };
 
-/// Bytes of lists held.
+/// Bytes of lists held from which on no more are read.
 const HELD_BYTES_MAX: usize = 256 << 20;
 /// Lists read at once.
 const POSTINGS_READ: u32 = 10_000;
@@ -118,19 +118,23 @@ impl SharedLists {
         }
         let mut reader = store.label_reader().await?;
         let saes = reader.saes(&SaeFilter::default()).await?;
-        let imports: HashMap<i64, i64> =
-            saes.iter().map(|sae| (sae.key, sae.last_import)).collect();
-        let mut bytes = self.drop_all_but(&imports);
+        drop(reader);
+        let imports = saes.iter().map(|sae| (sae.key, sae.last_import));
+        let mut bytes = self.drop_all_but(&imports.collect());
         let held = self.of(&saes);
-        for sae in saes.into_iter().filter(|sae| !held.contains_key(&sae.key)) {
-            let Some(lists) = SaeLists::read(&mut *reader, sae).await? else {
-                continue;
-            };
-            bytes += lists.bytes();
-            if bytes > HELD_BYTES_MAX {
+        for sae in saes {
+            if bytes >= HELD_BYTES_MAX {
                 break;
             }
-            self.change().insert(sae.key, Arc::new(lists));
+            if held.contains_key(&sae.key) {
+                continue;
+            }
+            // Not one for all: a store that closes waits for those that are out.
+            let mut reader = store.label_reader().await?;
+            if let Some(lists) = SaeLists::read(&mut *reader, sae).await? {
+                bytes += lists.bytes();
+                self.change().insert(sae.key, Arc::new(lists));
+            }
         }
         *refreshed = Some(Instant::now());
         Ok(())
