@@ -41,7 +41,8 @@ async fn label(registry: &Registry, sae: usize, labels: &[String]) {
     for (index, label) in labels.iter().enumerate() {
         writeln!(file, "{{\"index\": {index}, \"label\": \"{label}\"}}").expect("write");
     }
-    let imported = registry.import_labels(&format!("s{sae}"), "auto", true, file);
+    let name = format!("s{sae}");
+    let imported = registry.import_labels(&name, "auto", true, file);
     imported.await.expect("labels");
 }
 
