@@ -15,6 +15,8 @@ const ROWS: usize = 3;
 const CHUNK: usize = 48;
 
 /// Computes the columns.
+// Iterators over these arrays keep them in memory rather than in registers.
+#[allow(clippy::needless_range_loop)]
 #[inline(always)]
 pub(super) fn compute<F: Floats>(mut columns: Columns<'_>, isa: impl Isa) {
     let row_bytes = columns.weights.bytes_of(columns.weights.in_width);
@@ -44,16 +46,23 @@ pub(super) fn compute<F: Floats>(mut columns: Columns<'_>, isa: impl Isa) {
             let rows = &weights[column * row_bytes..(column + group) * row_bytes];
             sums.fill([isa.splat(0.0); GROUP]);
             for tile in 0..columns.weights.in_width.div_ceil(TILE) {
-                for (unpacked, row) in tiles.iter_mut().zip(rows.chunks_exact(row_bytes)) {
-                    unpack::<F>(isa, row, tile, unpacked);
+                let eights = TILE.min(columns.weights.in_width - tile * TILE).div_ceil(8);
+                let mut weights = [&[][..]; GROUP];
+                for g in 0..GROUP {
+                    // Where there are fewer rows, the last stands in.
+                    let row = &rows[g.min(group - 1) * row_bytes..][..row_bytes];
+                    match F::in_place(row) {
+                        Some(row) => weights[g] = &row[tile * TILE / 8..][..eights],
+                        None => unpack::<F>(isa, row, tile, &mut tiles[g]),
+                    }
                 }
-                let width = TILE.min(columns.weights.in_width - tile * TILE);
-                tile_sums(
-                    isa,
-                    (&tiles, width),
-                    columns.x.floats.tiles(tile, chunk * CHUNK),
-                    sums,
-                );
+                for g in 0..GROUP {
+                    if weights[g].is_empty() {
+                        weights[g] = &tiles[g].0[..eights];
+                    }
+                }
+                let x = columns.x.floats.tiles(tile, chunk * CHUNK);
+                tile_sums(isa, weights, x, sums);
             }
             for (out, sums) in out.iter_mut().zip(&*sums) {
                 let totals = isa.totals(*sums);
@@ -69,7 +78,6 @@ pub(super) fn compute<F: Floats>(mut columns: Columns<'_>, isa: impl Isa) {
 
 /// Sums of some weight rows with one activation row, straight from what is
 /// stored: several, since one row's sums wait for each other.
-// Iterators over these arrays keep them in memory rather than in registers.
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
 fn row_sums<F: Floats, I: Isa, const G: usize>(
@@ -106,12 +114,12 @@ fn row_sums<F: Floats, I: Isa, const G: usize>(
     sums
 }
 
-/// Adds the products of tiles of weights, `width` elements wide, with a tile of
-/// every activation row. The same numbers in the same order as [`row_sums`].
+/// Adds the products of a tile's width of weights with a tile of every activation
+/// row. The same numbers in the same order as [`row_sums`].
 #[inline(always)]
 fn tile_sums<I: Isa>(
     isa: I,
-    (weights, width): (&[Tile; GROUP], usize),
+    weights: [&[[f32; 8]]; GROUP],
     x: &[Tile],
     sums: &mut [[I::Floats; GROUP]],
 ) {
@@ -126,16 +134,11 @@ fn tile_sums<I: Isa>(
             _ => ROWS,
         };
         if let (ROWS, Some(sums)) = (together, left.first_chunk_mut::<ROWS>()) {
-            multiply(
-                isa,
-                (weights, width),
-                [&x[row], &x[row + 1], &x[row + 2]],
-                sums,
-            );
+            multiply(isa, weights, [&x[row], &x[row + 1], &x[row + 2]], sums);
         } else if let (2, Some(sums)) = (together, left.first_chunk_mut::<2>()) {
-            multiply(isa, (weights, width), [&x[row], &x[row + 1]], sums);
+            multiply(isa, weights, [&x[row], &x[row + 1]], sums);
         } else if let Some(sums) = left.first_chunk_mut::<1>() {
-            multiply(isa, (weights, width), [&x[row]], sums);
+            multiply(isa, weights, [&x[row]], sums);
         }
         row += together;
     }
@@ -168,21 +171,23 @@ pub(in crate::model::kernels) fn unpack<F: Floats>(
     left.for_each(|to| *to = [[0.0; 8]; 4]);
 }
 
-/// Adds the products of tiles of weights, `width` elements wide, and activations
-/// to their sums.
+/// Adds the products of weights and activations to their sums.
 #[inline(always)]
 fn multiply<I: Isa, const R: usize>(
     isa: I,
-    (weights, width): (&[Tile; GROUP], usize),
+    weights: [&[[f32; 8]]; GROUP],
     rows: [&Tile; R],
     sums: &mut [[I::Floats; GROUP]; R],
 ) {
     let mut local = *sums;
-    for v in 0..width.min(TILE).div_ceil(8) {
+    let n = weights[0].len().min(TILE / 8);
+    let weights = weights.map(|w| &w[..n]);
+    let rows = rows.map(|row| &row.0[..n]);
+    for v in 0..n {
         for g in 0..GROUP {
-            let w = isa.floats(&weights[g].0[v]);
+            let w = isa.floats(&weights[g][v]);
             for r in 0..R {
-                local[r][g] = isa.fma(w, isa.floats(&rows[r].0[v]), local[r][g]);
+                local[r][g] = isa.fma(w, isa.floats(&rows[r][v]), local[r][g]);
             }
         }
     }
