@@ -29,7 +29,7 @@ use crate::{
 pub use deletion::{KEEP_DELETED_DAYS, Removed};
 pub use features::{FEATURES_MAX, FeatureName, FeatureRef, check_index};
 pub use saes::ImportSource;
-use search::SharedVocabulary;
+use search::{SharedLists, SharedVocabulary};
 
 pub use scans::{FoundFeature, SimilarQuery};
 pub use statistics::Gathering;
@@ -65,6 +65,7 @@ pub struct Registry {
     /// so that neither happens between the two steps of the other.
     objects: Mutex<()>,
     vocabulary: SharedVocabulary,
+    lists: Arc<SharedLists>,
     keep_deleted: Duration,
 }
 
@@ -96,6 +97,7 @@ impl Registry {
             trainings: Semaphore::new(training::TRAININGS_MAX),
             objects: Mutex::new(()),
             vocabulary: SharedVocabulary::default(),
+            lists: Arc::default(),
             keep_deleted: Duration::ZERO,
         }
         .keeping_deleted(KEEP_DELETED_DAYS))

@@ -19,7 +19,7 @@ pub use label::{Evidence, EvidenceValue, FeatureNotes, LabelFacts, LabelRecord, 
 pub use statistics::{StatisticsBatches, StatisticsVersion, WhichStatistics};
 pub use training::CavTraining;
 pub use version::{Address, Versions};
-pub use words::{LabelIds, Posting, words};
+pub use words::{LabelIds, Posting, push_number, words};
 
 use std::{collections::HashMap, path::Path};
 
@@ -78,6 +78,16 @@ pub struct SaeFilter {
     pub model_id: Option<String>,
     /// Only those at this hook point.
     pub hook_name: Option<String>,
+}
+
+/// An SAE, for a search.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
+pub struct SearchedSae {
+    /// Key in the store.
+    pub key: i64,
+    /// Its last import of labels, 0 before any: lists of words change with imports only, and those
+    /// of one SAE come one after another.
+    pub last_import: i64,
 }
 
 /// Labels by their text in lower case, candidates too.
@@ -266,8 +276,8 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 /// would cost more than most answers.
 #[async_trait]
 pub trait LabelReader: Send {
-    /// Keys of SAEs, ascending.
-    async fn sae_keys(&mut self, filter: &SaeFilter) -> Result<Vec<i64>>;
+    /// SAEs, by key.
+    async fn saes(&mut self, filter: &SaeFilter) -> Result<Vec<SearchedSae>>;
     /// Those of some SAEs in which a text may start with this one, ascending; and whether the first
     /// of these may be the very text. One look at an index for each SAE, and at nothing else.
     async fn saes_with_text(&mut self, saes: &[i64], text: &str) -> Result<Vec<(i64, bool)>>;
@@ -281,6 +291,13 @@ pub trait LabelReader: Send {
     /// Which labels of these SAEs have these words; in any order, several lists of a word
     /// may overlap.
     async fn postings(&mut self, saes: &[i64], words: &[i64]) -> Result<Vec<Posting>>;
+    /// All lists of an SAE behind this word and first label, in this order, at most `limit`.
+    async fn postings_of(
+        &mut self,
+        sae: i64,
+        after: (i64, i64),
+        limit: u32,
+    ) -> Result<Vec<Posting>>;
 }
 
 impl SaeRecord {

@@ -5,16 +5,20 @@
 //! have them are intersected; and each label found is looked at once more, so that a list
 //! may name labels that are gone, and words that mean too many others need no lists.
 
+mod held;
 mod lists;
 mod page;
 mod query;
+#[cfg(test)]
+mod tests;
 mod vocabulary;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use self::{
+    held::SaeLists,
     lists::{AnyOf, in_all},
     page::{EXAMINED_MAX, Page},
     query::Query,
@@ -26,6 +30,7 @@ use crate::{
     store::{LabelReader, LabelRecord, LabelTexts, Posting, SaeFilter},
 };
 
+pub(super) use held::SharedLists;
 pub use query::Match;
 pub(super) use vocabulary::SharedVocabulary;
 
@@ -76,6 +81,8 @@ struct Search {
     query: Query,
     /// Keys of SAEs, ascending.
     saes: Vec<i64>,
+    /// Lists of words that are in memory, by SAE.
+    lists: HashMap<i64, Arc<SaeLists>>,
     /// Those of them in which a text may start with the one looked for, and whether one may be it.
     with_text: Vec<(i64, bool)>,
     page: Page,
@@ -87,15 +94,12 @@ impl Registry {
     /// One page of labels, best first.
     pub async fn search_labels(&self, search: LabelSearch) -> Result<FoundLabels> {
         let mut reader = self.store.label_reader().await?;
-        let saes = match search.saes {
-            // An SAE that is gone has no labels.
-            SaeFilter {
-                key: Some(key),
-                model_id: None,
-                hook_name: None,
-            } => vec![key],
-            ref filter => reader.sae_keys(filter).await?,
-        };
+        let saes = reader.saes(&search.saes).await?;
+        let lists = self.lists.of(&saes);
+        if lists.len() < saes.len() {
+            self.refresh_lists();
+        }
+        let saes: Vec<i64> = saes.iter().map(|sae| sae.key).collect();
         let query = Query::new(&search.text);
         let first = search
             .behind
@@ -109,11 +113,13 @@ impl Registry {
             reader,
             query,
             saes,
+            lists,
             with_text,
             page: Page::new(&search),
             cut: false,
         };
         let mut behind = search.behind;
+        let mut vocabulary = None;
         for kind in Match::ALL.into_iter().filter(|kind| *kind >= first) {
             let behind = behind.take();
             if kind == Match::Near && behind.is_none() && work.page.found() {
@@ -122,8 +128,12 @@ impl Registry {
             match kind {
                 Match::Exact | Match::Prefix => work.by_text(kind, behind).await?,
                 Match::Words | Match::Part | Match::Near => {
-                    let vocabulary = self.vocabulary.get(&mut *work.reader).await?;
-                    work.by_words(kind, behind, &vocabulary).await?;
+                    let known = match vocabulary.take() {
+                        Some(known) => known,
+                        None => self.vocabulary.get(&mut *work.reader).await?,
+                    };
+                    work.by_words(kind, behind, &known).await?;
+                    vocabulary = Some(known);
                 }
             }
             if work.page.is_done() {
@@ -131,6 +141,16 @@ impl Registry {
             }
         }
         Ok(work.page.into_found(work.cut))
+    }
+
+    /// Behind the searches, which do without until then.
+    fn refresh_lists(&self) {
+        let (lists, store) = (Arc::clone(&self.lists), Arc::clone(&self.store));
+        tokio::spawn(async move {
+            if let Err(error) = lists.refresh(&*store).await {
+                tracing::warn!(%error, "lists of words could not be read");
+            }
+        });
     }
 }
 
@@ -182,9 +202,16 @@ impl Search {
         behind: Option<Place>,
         vocabulary: &Vocabulary,
     ) -> Result<()> {
-        let Some(Meant { words: meant, cut }) = vocabulary.meant(kind, self.query.words()) else {
+        let meant = vocabulary.meant(kind, self.query.words());
+        let Some(Meant {
+            words: mut meant,
+            cut,
+        }) = meant
+        else {
             return Ok(());
         };
+        // An SAE is left as soon as it has none of those for one word of the query.
+        meant.sort_by_key(Vec::len);
         self.cut |= cut;
         let start = match &behind {
             Some(place) => self.saes.partition_point(|&sae| sae < place.sae),
@@ -221,27 +248,46 @@ impl Search {
         meant: &[Vec<i64>],
         behind: Option<&Place>,
     ) -> Result<Vec<i64>> {
-        let mut words: Vec<i64> = meant.iter().flatten().copied().collect();
-        words.sort_unstable();
-        words.dedup();
-        let postings = self.reader.postings(saes, &words).await?;
-        let mut lists: HashMap<(i64, i64), Vec<&Posting>> = HashMap::new();
+        let postings = self.postings(saes, meant).await?;
+        let mut read: HashMap<(i64, i64), Vec<&Posting>> = HashMap::new();
         for posting in &postings {
             let key = (posting.sae, posting.word);
-            lists.entry(key).or_default().push(posting);
+            read.entry(key).or_default().push(posting);
         }
         let mut found = Vec::new();
         for &sae in saes {
-            let of_word = |word: &i64| lists.get(&(sae, *word)).into_iter().flatten().copied();
-            let mut any: Vec<AnyOf<'_>> = meant
-                .iter()
-                .map(|words| AnyOf::new(words.iter().flat_map(of_word)))
-                .collect();
+            let held = self.lists.get(&sae);
+            let of_word = |word: &i64| {
+                let read = read.get(&(sae, *word)).into_iter().flatten();
+                let held = held.map(|lists| lists.of(*word)).into_iter().flatten();
+                held.chain(read.map(|posting| posting.ids()))
+            };
+            let any = meant.iter().map(|words| {
+                let any = AnyOf::new(words.iter().flat_map(of_word));
+                (!any.is_empty()).then_some(any)
+            });
+            let Some(mut any) = any.collect::<Option<Vec<AnyOf<'_>>>>() else {
+                continue;
+            };
             let after = behind.filter(|place| place.sae == sae);
             let after = after.map_or(0, |place| place.key);
             // One more than may be looked at says that there are more.
             in_all(&mut any, after, EXAMINED_MAX + 1, &mut found);
+            tokio::task::consume_budget().await;
         }
         Ok(found)
+    }
+
+    /// Lists of those SAEs that are not in memory.
+    async fn postings(&mut self, saes: &[i64], meant: &[Vec<i64>]) -> Result<Vec<Posting>> {
+        let saes = saes.iter().filter(|sae| !self.lists.contains_key(sae));
+        let saes: Vec<i64> = saes.copied().collect();
+        if saes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut words: Vec<i64> = meant.iter().flatten().copied().collect();
+        words.sort_unstable();
+        words.dedup();
+        self.reader.postings(&saes, &words).await
     }
 }

@@ -5,6 +5,8 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
+use multiversion::multiversion;
+
 use super::{SaeFile, top::Top};
 
 /// Bytes read at once: half of a small second-level cache.
@@ -93,8 +95,9 @@ fn square(row: &[f32], known: Option<&AtomicU32>) -> f32 {
     square
 }
 
-/// Their product. One sum in a loop by itself, which the compiler makes fast; not so two.
-#[inline(never)]
+/// Their product. One sum in a loop by itself, which the compiler makes fast; not so two. In
+/// instructions that every processor has, it would be slower than memory.
+#[multiversion(targets("x86_64+avx2"))]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0_f32; LANES];
     let (a, a_rest) = a.as_chunks::<LANES>();

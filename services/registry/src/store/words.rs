@@ -22,7 +22,7 @@ pub fn words(folded: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Labels of one SAE that have a word.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct Posting {
     /// The SAE.
     pub sae: i64,
@@ -30,8 +30,18 @@ pub struct Posting {
     pub word: i64,
     /// Smallest id.
     pub first: i64,
-    /// The ids; read by [`LabelIds`].
+    /// The ids: distances from one to the next, the first's from itself.
     pub labels: Vec<u8>,
+}
+
+impl Posting {
+    /// The ids.
+    pub fn ids(&self) -> LabelIds<'_> {
+        LabelIds {
+            at: self.first,
+            bytes: &self.labels,
+        }
+    }
 }
 
 /// Lists being made.
@@ -91,7 +101,7 @@ impl Gathered {
 }
 
 /// LEB128: seven bits a byte, lowest first.
-fn push_number(bytes: &mut Vec<u8>, mut number: u64) {
+pub fn push_number(bytes: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         bytes.push((number & 0x7f) as u8 | 0x80);
         number >>= 7;
@@ -99,7 +109,7 @@ fn push_number(bytes: &mut Vec<u8>, mut number: u64) {
     bytes.push(number as u8);
 }
 
-/// Ids of a [`Posting`], ascending. A damaged list ends early.
+/// Ids of labels, ascending. A damaged list ends early.
 #[derive(Debug, Clone)]
 pub struct LabelIds<'a> {
     at: i64,
@@ -107,12 +117,9 @@ pub struct LabelIds<'a> {
 }
 
 impl<'a> LabelIds<'a> {
-    /// Reads a list.
-    pub fn new(posting: &'a Posting) -> Self {
-        Self {
-            at: posting.first,
-            bytes: &posting.labels,
-        }
+    /// Reads distances, the first id's from 0.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self { at: 0, bytes }
     }
 }
 
@@ -120,6 +127,14 @@ impl Iterator for LabelIds<'_> {
     type Item = i64;
 
     fn next(&mut self) -> Option<i64> {
+        // Most are near: lists of frequent words are read in full, this is what takes the time.
+        if let Some((&byte, rest)) = self.bytes.split_first()
+            && byte < 0x80
+        {
+            self.bytes = rest;
+            self.at = self.at.checked_add(i64::from(byte))?;
+            return Some(self.at);
+        }
         let mut distance = 0_u64;
         for (i, &byte) in self.bytes.iter().enumerate().take(9) {
             distance |= u64::from(byte & 0x7f) << (7 * i);
@@ -166,7 +181,7 @@ mod tests {
                 first: list.first,
                 labels: list.labels,
             };
-            let found: Vec<_> = LabelIds::new(&posting).collect();
+            let found: Vec<_> = posting.ids().collect();
             let expected: Vec<_> = ids.into_iter().chain(more).collect();
             assert_eq!(found, expected, "{word}");
         }
@@ -180,6 +195,6 @@ mod tests {
             first: i64::MAX,
             labels: vec![0, 5, 0xff, 0xff],
         };
-        assert_eq!(LabelIds::new(&posting).collect::<Vec<_>>(), [i64::MAX]);
+        assert_eq!(posting.ids().collect::<Vec<_>>(), [i64::MAX]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
-use crate::store::{LabelIds, Posting};
+use crate::store::LabelIds;
 
 /// Labels that are in any of several lists, ascending.
 pub(super) struct AnyOf<'a> {
@@ -12,8 +12,8 @@ pub(super) struct AnyOf<'a> {
 }
 
 impl<'a> AnyOf<'a> {
-    pub(super) fn new(postings: impl Iterator<Item = &'a Posting>) -> Self {
-        let mut lists: Vec<LabelIds<'a>> = postings.map(LabelIds::new).collect();
+    pub(super) fn new(lists: impl Iterator<Item = LabelIds<'a>>) -> Self {
+        let mut lists: Vec<LabelIds<'a>> = lists.collect();
         let next = lists
             .iter_mut()
             .enumerate()
@@ -22,6 +22,10 @@ impl<'a> AnyOf<'a> {
             next: next.collect(),
             lists,
         }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.next.is_empty()
     }
 
     /// The first label from `key` on.
@@ -62,29 +66,28 @@ pub(super) fn in_all(lists: &mut [AnyOf<'_>], after: i64, most: usize, found: &m
 mod tests {
     use super::*;
 
-    fn posting(ids: &[i64]) -> Posting {
-        let mut labels = vec![0];
-        // Small distances are their own encoding.
-        labels.extend(ids.windows(2).map(|pair| (pair[1] - pair[0]) as u8));
-        Posting {
-            sae: 1,
-            word: 1,
-            first: ids[0],
-            labels,
-        }
+    /// Small distances are their own encoding.
+    fn list(ids: &[i64]) -> Vec<u8> {
+        let mut at = 0;
+        let distances = ids.iter().map(|&id| {
+            let distance = id - at;
+            at = id;
+            u8::try_from(distance).expect("small")
+        });
+        distances.collect()
     }
 
     #[test]
     fn any_of_each_in_all() {
         let (a, b, c) = (
-            posting(&[1, 4, 6, 9, 50]),
-            posting(&[2, 4, 10, 60]),
-            posting(&[4, 5, 6, 10, 50, 60, 61]),
+            list(&[1, 4, 6, 9, 50]),
+            list(&[2, 4, 10, 60]),
+            list(&[4, 5, 6, 10, 50, 60, 61]),
         );
         let search = |after, most| {
             let mut lists = [
-                AnyOf::new([&a, &b].into_iter()),
-                AnyOf::new([&c].into_iter()),
+                AnyOf::new([&a, &b].into_iter().map(|list| LabelIds::new(list))),
+                AnyOf::new([LabelIds::new(&c)].into_iter()),
             ];
             let mut found = Vec::new();
             in_all(&mut lists, after, most, &mut found);
@@ -94,7 +97,10 @@ mod tests {
         assert_eq!(search(6, 2), [10, 50]);
         assert_eq!(search(60, 100), [0; 0]);
         let mut found = Vec::new();
-        let mut lists = [AnyOf::new([&a].into_iter()), AnyOf::new([].into_iter())];
+        let mut lists = [
+            AnyOf::new([LabelIds::new(&a)].into_iter()),
+            AnyOf::new([].into_iter()),
+        ];
         in_all(&mut lists, 0, 100, &mut found);
         assert!(found.is_empty());
     }

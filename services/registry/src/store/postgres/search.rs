@@ -1,12 +1,12 @@
 //! What searches read.
 
-use sqlx::{PgExecutor, Postgres, QueryBuilder, pool::PoolConnection};
+use sqlx::{AssertSqlSafe, PgExecutor, Postgres, QueryBuilder, pool::PoolConnection};
 use tonic::async_trait;
 
 use crate::{
     error::Result,
     store::{
-        LabelReader, LabelRecord, LabelTexts, Posting, SaeFilter,
+        LabelReader, LabelRecord, LabelTexts, Posting, SaeFilter, SearchedSae,
         rows::{LABEL_COLUMNS, LabelRow, prefix_end},
     },
 };
@@ -30,16 +30,23 @@ pub(super) struct Reader(pub(super) PoolConnection<Postgres>);
 
 #[async_trait]
 impl LabelReader for Reader {
-    async fn sae_keys(&mut self, filter: &SaeFilter) -> Result<Vec<i64>> {
+    async fn saes(&mut self, filter: &SaeFilter) -> Result<Vec<SearchedSae>> {
         let SaeFilter {
             key,
             model_id,
             hook_name,
         } = filter;
-        Ok(sqlx::query_scalar(
-            "SELECT id FROM saes WHERE (id = $1 OR $1 IS NULL AND name NOT LIKE '%@%') \
-             AND ($2 IS NULL OR model_id = $2) AND ($3 IS NULL OR hook_name = $3) ORDER BY id",
-        )
+        // The sum keeps the server from looking through the imports of all SAEs for the last.
+        let which = match key {
+            Some(_) => "id = $1",
+            None => "$1::bigint IS NULL AND name NOT LIKE '%@%'",
+        };
+        Ok(sqlx::query_as(AssertSqlSafe(format!(
+            "SELECT id AS key, \
+             COALESCE((SELECT MAX(i.id + 0) FROM label_imports i WHERE i.sae = saes.id), 0) AS last_import \
+             FROM saes WHERE {which} AND ($2 IS NULL OR model_id = $2) \
+             AND ($3 IS NULL OR hook_name = $3) ORDER BY id",
+        )))
         .bind(key)
         .bind(model_id)
         .bind(hook_name)
@@ -116,20 +123,31 @@ impl LabelReader for Reader {
     }
 
     async fn postings(&mut self, saes: &[i64], words: &[i64]) -> Result<Vec<Posting>> {
-        let rows: Vec<(i64, i64, i64, Vec<u8>)> = sqlx::query_as(
+        Ok(sqlx::query_as(
             "SELECT sae, word, first, labels FROM label_postings \
              WHERE sae = ANY($1) AND word = ANY($2)",
         )
         .bind(saes)
         .bind(words)
         .fetch_all(&mut *self.0)
-        .await?;
-        let postings = rows.into_iter().map(|(sae, word, first, labels)| Posting {
-            sae,
-            word,
-            first,
-            labels,
-        });
-        Ok(postings.collect())
+        .await?)
+    }
+
+    async fn postings_of(
+        &mut self,
+        sae: i64,
+        after: (i64, i64),
+        limit: u32,
+    ) -> Result<Vec<Posting>> {
+        Ok(sqlx::query_as(
+            "SELECT sae, word, first, labels FROM label_postings \
+             WHERE sae = $1 AND (word, first) > ($2, $3) ORDER BY sae, word, first LIMIT $4",
+        )
+        .bind(sae)
+        .bind(after.0)
+        .bind(after.1)
+        .bind(i64::from(limit))
+        .fetch_all(&mut *self.0)
+        .await?)
     }
 }

@@ -5,15 +5,19 @@
 //!
 //! SQLite reads a bare `LIMIT ?` into the plan, and then makes the plan anew for each call
 //! (`sqlite3ExprIsInteger`), which takes longer than most of them: so it is `LIMIT ? + 0`.
+//!
+//! sqlx hands each row from one thread to another, and wakes it up. So there is one row, of JSON,
+//! where each search would get a short one for every SAE.
 
-use sqlx::{QueryBuilder, Sqlite, SqliteExecutor, pool::PoolConnection};
+use serde::de::DeserializeOwned;
+use sqlx::{AssertSqlSafe, QueryBuilder, Sqlite, SqliteExecutor, pool::PoolConnection};
 use tonic::async_trait;
 
 use super::json;
 use crate::{
-    error::Result,
+    error::{Error, Result},
     store::{
-        LabelReader, LabelRecord, LabelTexts, Posting, SaeFilter,
+        LabelReader, LabelRecord, LabelTexts, Posting, SaeFilter, SearchedSae,
         rows::{LABEL_COLUMNS, LabelRow, prefix_end},
     },
 };
@@ -32,39 +36,62 @@ pub(super) async fn labels(
     rows.into_iter().map(LabelRow::into_record).collect()
 }
 
+fn from_json<T: DeserializeOwned>(text: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(|error| Error::Storage(Box::new(error)))
+}
+
 /// Of one search.
 pub(super) struct Reader(pub(super) PoolConnection<Sqlite>);
 
 #[async_trait]
 impl LabelReader for Reader {
-    async fn sae_keys(&mut self, filter: &SaeFilter) -> Result<Vec<i64>> {
+    async fn saes(&mut self, filter: &SaeFilter) -> Result<Vec<SearchedSae>> {
         let SaeFilter {
             key,
             model_id,
             hook_name,
         } = filter;
-        Ok(sqlx::query_scalar(
-            "SELECT id FROM saes WHERE (id = ?1 OR ?1 IS NULL AND name NOT LIKE '%@%') \
-             AND (?2 IS NULL OR model_id = ?2) AND (?3 IS NULL OR hook_name = ?3) ORDER BY id",
-        )
-        .bind(key)
-        .bind(model_id)
-        .bind(hook_name)
-        .fetch_all(&mut *self.0)
-        .await?)
+        let which = match key {
+            Some(_) => "id = ?1",
+            None => "?1 IS NULL AND name NOT LIKE '%@%'",
+        };
+        let saes = sqlx::query_scalar(AssertSqlSafe(format!(
+            "SELECT json_group_array(json_array(id, \
+             COALESCE((SELECT MAX(i.id) FROM label_imports i WHERE i.sae = saes.id), 0))) \
+             FROM saes WHERE {which} AND (?2 IS NULL OR model_id = ?2) AND (?3 IS NULL OR hook_name = ?3)",
+        )));
+        let saes: String = saes
+            .bind(key)
+            .bind(model_id)
+            .bind(hook_name)
+            .fetch_one(&mut *self.0)
+            .await?;
+        let mut saes: Vec<(i64, i64)> = from_json(&saes)?;
+        saes.sort_unstable();
+        let saes = saes.into_iter();
+        Ok(saes
+            .map(|(key, last_import)| SearchedSae { key, last_import })
+            .collect())
     }
 
     async fn saes_with_text(&mut self, saes: &[i64], text: &str) -> Result<Vec<(i64, bool)>> {
-        Ok(sqlx::query_as(
-            "SELECT sae, folded = ?2 FROM (SELECT s.value AS sae, (SELECT l.folded FROM labels l \
+        let found: String = sqlx::query_scalar(
+            "SELECT json_group_array(json_array(sae, folded = ?2)) FROM \
+             (SELECT s.value AS sae, (SELECT l.folded FROM labels l \
              INDEXED BY labels_text WHERE l.sae = s.value AND l.folded >= ?2 ORDER BY l.folded \
-             LIMIT 1) AS folded FROM json_each(?1) s) WHERE folded < ?3 ORDER BY sae",
+             LIMIT 1) AS folded FROM json_each(?1) s) WHERE folded < ?3",
         )
         .bind(json(saes))
         .bind(text)
         .bind(prefix_end(text))
-        .fetch_all(&mut *self.0)
-        .await?)
+        .fetch_one(&mut *self.0)
+        .await?;
+        let mut found: Vec<(i64, u8)> = from_json(&found)?;
+        found.sort_unstable();
+        let found = found.into_iter();
+        Ok(found
+            .map(|(sae, may_be_it)| (sae, may_be_it == 1))
+            .collect())
     }
 
     async fn labels_by_text(&mut self, texts: LabelTexts<'_>) -> Result<Vec<LabelRecord>> {
@@ -114,20 +141,31 @@ impl LabelReader for Reader {
     }
 
     async fn postings(&mut self, saes: &[i64], words: &[i64]) -> Result<Vec<Posting>> {
-        let rows: Vec<(i64, i64, i64, Vec<u8>)> = sqlx::query_as(
+        Ok(sqlx::query_as(
             "SELECT p.sae, p.word, p.first, p.labels FROM json_each(?) s CROSS JOIN json_each(?) w \
              CROSS JOIN label_postings p ON p.sae = s.value AND p.word = w.value",
         )
         .bind(json(saes))
         .bind(json(words))
         .fetch_all(&mut *self.0)
-        .await?;
-        let postings = rows.into_iter().map(|(sae, word, first, labels)| Posting {
-            sae,
-            word,
-            first,
-            labels,
-        });
-        Ok(postings.collect())
+        .await?)
+    }
+
+    async fn postings_of(
+        &mut self,
+        sae: i64,
+        after: (i64, i64),
+        limit: u32,
+    ) -> Result<Vec<Posting>> {
+        Ok(sqlx::query_as(
+            "SELECT sae, word, first, labels FROM label_postings \
+             WHERE sae = ? AND (word, first) > (?, ?) ORDER BY word, first LIMIT ? + 0",
+        )
+        .bind(sae)
+        .bind(after.0)
+        .bind(after.1)
+        .bind(limit)
+        .fetch_all(&mut *self.0)
+        .await?)
     }
 }

@@ -8,6 +8,8 @@
 //! ask one call after another, or with `--every-ms` at a pace. Without a number of labels
 //! it says so and ends, so that `cargo test --benches` passes. The database must be empty.
 
+mod texts;
+
 use std::{
     fmt::Write as _,
     ops::Range,
@@ -33,14 +35,13 @@ use steering_registry::{
 use tokio::net::TcpListener;
 use tonic::transport::Channel;
 
+use self::texts::{KINDS, label, mixed, query};
+
 type Client = FeatureRegistryServiceClient<Channel>;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 const FEATURES: u32 = 65_536;
 const CHUNK: usize = 1 << 20;
-const WORDS: u64 = 60_000;
-/// Labels that others repeat.
-const PHRASES: u64 = 300_000;
 
 #[derive(Debug, Clone, Parser)]
 struct Arguments {
@@ -64,6 +65,9 @@ struct Arguments {
     /// Milliseconds from one call of a client to its next; 0 = at once.
     #[arg(long, default_value_t = 0)]
     every_ms: u64,
+    /// Instead, this many searches of each kind, one client's, in one SAE and in all.
+    #[arg(long)]
+    kinds: Option<u64>,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -108,16 +112,49 @@ async fn main() -> Result<(), Failure> {
     if !is_loaded {
         load(&mut connect(&address).await?, labels).await?;
     }
+    if let Some(calls) = arguments.kinds {
+        search_each_kind(&address, saes, calls).await?;
+    } else {
+        measure_all(&address, arguments, saes).await?;
+    }
+    let _ = stop.send(());
+    server.await??;
+    Ok(())
+}
+
+async fn measure_all(address: &str, arguments: Arguments, saes: u64) -> Result<(), Failure> {
     let arguments = Arc::new(arguments);
     for (name, ask) in [("search", search as Ask), ("16 features", features as Ask)] {
         // The first calls read what later ones find in memory.
         let mut warm = (*arguments).clone();
         (warm.seconds, warm.every_ms) = (5, 0);
-        measure(&address, &Arc::new(warm), saes, ask).await?;
-        report(name, &measure(&address, &arguments, saes, ask).await?);
+        measure(address, &Arc::new(warm), saes, ask).await?;
+        report(name, &measure(address, &arguments, saes, ask).await?);
     }
-    let _ = stop.send(());
-    server.await??;
+    Ok(())
+}
+
+/// One call after another, by what is asked and where; a first round reads what a second finds
+/// in memory.
+async fn search_each_kind(address: &str, saes: u64, calls: u64) -> Result<(), Failure> {
+    let mut client = connect(address).await?;
+    for name in ["", "once more, "] {
+        for (kind, what) in KINDS.into_iter().enumerate() {
+            for one_sae in [true, false] {
+                let mut times = Vec::new();
+                for i in 0..calls {
+                    let random = mixed(i);
+                    let request = search_request(query(kind, random), one_sae, random, saes);
+                    let start = Instant::now();
+                    client.search_features(request).await?;
+                    times.push(start.elapsed());
+                }
+                times.sort_unstable();
+                let place = if one_sae { "one SAE" } else { "all SAEs" };
+                report(&format!("{name}{what}, {place}"), &times);
+            }
+        }
+    }
     Ok(())
 }
 
@@ -226,55 +263,21 @@ fn file(labels: Range<u64>) -> String {
     file
 }
 
-/// A number that looks random.
-fn mixed(number: u64) -> u64 {
-    let mut x = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
-/// The label of that number: two to seven words. Every third repeats one of the phrases.
-fn label(number: u64) -> String {
-    let mut random = mixed(number);
-    if random.is_multiple_of(3) {
-        random = mixed(random % PHRASES);
-    }
-    let words = 2 + (random >> 8) % 6;
-    let words: Vec<String> = (0..words).map(|i| word(mixed(random ^ i))).collect();
-    words.join(" ")
-}
-
-/// A word; the n-th most frequent comes about 1/n as often as the first (Zipf's law).
-fn word(random: u64) -> String {
-    let part = (random >> 11) as f64 / (1_u64 << 53) as f64;
-    let rank = (WORDS as f64).powf(part) as u64;
-    let mut rest = mixed(rank);
-    let mut word = String::new();
-    for _ in 0..2 + rest % 3 {
-        rest = mixed(rest);
-        word.push(char::from(b"bcdfghklmnprstvwz"[(rest % 17) as usize]));
-        word.push(char::from(b"aeiou"[(rest / 17 % 5) as usize]));
-        if rest.is_multiple_of(3) {
-            word.push(char::from(b"nrstl"[(rest / 85 % 5) as usize]));
-        }
-    }
-    word
-}
-
-/// What clients look for: words of labels as frequent as they are there.
-fn query(random: u64) -> String {
-    let text = label(random >> 8);
-    let words: Vec<&str> = text.split(' ').collect();
-    let (first, last) = (words[0], words[words.len() - 1]);
-    match random % 20 {
-        0..8 => last.to_owned(),
-        8..12 => format!("{last} {first}"),
-        12..15 => last[..last.len().min(4)].to_owned(),
-        15..17 => text,
-        17 => last[1..].to_owned(),
-        18 => format!("{}x{}", &last[..2], &last[3..]),
-        _ => format!("qq{last}"),
+fn search_request(
+    query: String,
+    one_sae: bool,
+    random: u64,
+    saes: u64,
+) -> v1::SearchFeaturesRequest {
+    let sae_id = if one_sae {
+        sae_name((random >> 40) % saes)
+    } else {
+        String::new()
+    };
+    v1::SearchFeaturesRequest {
+        query,
+        sae_id,
+        ..Default::default()
     }
 }
 
@@ -285,17 +288,17 @@ fn search(
     random: u64,
     saes: u64,
 ) -> tokio::task::JoinHandle<Result<(), tonic::Status>> {
-    let one_sae = sae_name((random >> 40) % saes);
-    let request = v1::SearchFeaturesRequest {
-        query: query(random),
-        // Half of them in one SAE.
-        sae_id: if random >> 63 == 0 {
-            one_sae
-        } else {
-            String::new()
-        },
-        ..v1::SearchFeaturesRequest::default()
+    let kind = match random % 20 {
+        0..8 => 0,
+        8..12 => 1,
+        12..15 => 2,
+        15..17 => 3,
+        17 => 4,
+        18 => 5,
+        _ => 6,
     };
+    // Half of them in one SAE.
+    let request = search_request(query(kind, random), random >> 63 == 0, random, saes);
     tokio::spawn(async move { client.search_features(request).await.map(drop) })
 }
 
