@@ -229,11 +229,14 @@ fn feature_edit(
 /// An amount of a feature's activation.
 pub(crate) fn activation(amount: Amount, feature: &v1::SaeFeature) -> Result<f32, Error> {
     let resolved = amount.resolve(feature.max_activation);
-    resolved.ok_or_else(|| Error::NoMaxActivation {
-        feature: format!(
-            "{}#{} ({:?})",
-            feature.sae_id, feature.feature_index, feature.label
-        ),
+    resolved.ok_or_else(|| {
+        let name = format!("{}#{}", feature.sae_id, feature.feature_index);
+        Error::NoMaxActivation {
+            feature: match feature.label.as_str() {
+                "" => name,
+                label => format!("{name} ({label:?})"),
+            },
+        }
     })
 }
 

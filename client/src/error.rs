@@ -109,6 +109,13 @@ impl Error {
             .is_some_and(|status| status.code() == Code::Unavailable && status.source().is_some())
     }
 
+    /// Whether the connection broke while a service was answering.
+    pub fn is_cut_off(&self) -> bool {
+        self.status().is_some_and(|status| {
+            matches!(status.code(), Code::Unknown | Code::Internal) && status.source().is_some()
+        })
+    }
+
     pub(crate) fn contract(service: Service, what: impl Into<String>) -> Self {
         Self::Contract {
             service,

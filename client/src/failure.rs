@@ -84,6 +84,15 @@ pub(crate) fn from_client(error: &Error) -> Failure {
             status,
         } if error.is_unreachable() => unreachable(*service, url, status),
         Error::Rpc {
+            service,
+            url,
+            status,
+        } if error.is_cut_off() => Failure {
+            message: format!("the connection to the {service} at {url} broke in the middle"),
+            details: vec![root_cause(status)],
+            hints: vec!["`steer status` shows whether it runs; then ask again".to_owned()],
+        },
+        Error::Rpc {
             service, status, ..
         } => refused(*service, status),
         Error::NoMaxActivation { .. } => with_hint(
@@ -150,6 +159,8 @@ fn unreachable(service: Service, url: &str, status: &Status) -> Failure {
     let hint = if cause.contains("certificate") {
         "name the authority behind its certificate with --ca-cert FILE; if the service asks for \
          a certificate, see --client-cert and --client-key"
+    } else if url.starts_with("https") && cause.contains("corrupt message") {
+        "no TLS is spoken there: write http://"
     } else {
         hint
     };
@@ -212,6 +223,9 @@ fn field_hint(field: &str, description: &str) -> Option<String> {
     if field.starts_with("prompt") && description.contains("template") {
         return Some(RAW_HINT.to_owned());
     }
+    if field == "prompt" && description.contains("tokens; at most") {
+        return Some("give a shorter text; in `steer chat`, /reset begins anew".to_owned());
+    }
     let last = field.rsplit('.').next().unwrap_or(field);
     let option = match last.split('[').next().unwrap_or(last) {
         "hook_name" => "--hook (`steer status` lists the model's hook points)",
@@ -266,9 +280,11 @@ fn code_hint(status: &Status) -> Option<String> {
         Code::Unauthenticated => {
             Some("give an API key in STEER_API_KEY or with --api-key-file FILE".to_owned())
         }
-        Code::Unimplemented => {
-            Some("the service may be of another version: `steer status` shows both".to_owned())
-        }
+        Code::Unimplemented => Some(
+            "is that the address of the other service, or one of another version? \
+             `steer status` shows both"
+                .to_owned(),
+        ),
         _ => None,
     }
 }
@@ -331,6 +347,14 @@ mod tests {
             "the model has no chat template",
         ));
         assert!(failure.hints[0].contains("--raw"));
+    }
+
+    #[test]
+    fn a_long_conversation_leads_to_a_new_one() {
+        let details = ErrorDetails::with_bad_request_violation("prompt", "has 9 tokens; at most 8");
+        let message = "prompt: has 9 tokens; at most 8";
+        let status = Status::with_error_details(Code::InvalidArgument, message, details);
+        assert!(rpc(status).hints[0].contains("/reset"));
     }
 
     #[test]

@@ -130,6 +130,17 @@ fn bad_edits() -> Vec<Bad> {
             "variants[0].interventions[1].positions.scope",
         ),
         bad(
+            "positions of a token that is none",
+            |r| {
+                r.variants[0].interventions[1].positions = Some(v1::Positions {
+                    scope: v1::PositionScope::All.into(),
+                    token_ids: vec![1_000_000, 3],
+                    ..v1::Positions::default()
+                });
+            },
+            "variants[0].interventions[1].positions.token_ids",
+        ),
+        bad(
             "zero direction",
             |r| {
                 r.vectors[0].values.fill(0.0);

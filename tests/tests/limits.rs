@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use prost::Message;
-use steering_client::{Client, Endpoints, Error, prompt, v1};
+use steering_client::{Client, Endpoints, Error, GenerationBuilder, prompt, v1};
 use steering_e2e::{
     Fixture, direction, request,
     services::{Running, start_worker_with},
@@ -110,6 +110,50 @@ async fn a_response_message_above_its_bytes_is_not_sent() {
     let refused = status(score(700).await.expect_err("1.3 MB"));
     assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
     names(&refused, &[MIB]);
+    drop(client);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readings_of_a_prompt_that_fit_no_message_are_refused_at_the_door() {
+    let flags = ["--max-response-mib=1", "--max-probes=400"];
+    let (worker, client, _) = start(&flags).await;
+    let generate = async |prompt_len: usize| {
+        let mut builder = GenerationBuilder::new(prompt::token_ids(vec![7; prompt_len]));
+        builder.sampling(request::greedy(1));
+        let mut request = builder.build();
+        request.vectors.push(v1::Vector {
+            name: String::new(),
+            values: vec![1.0; 48],
+        });
+        let direction = v1::DirectionReadout {
+            hook_name: "blocks.0.hook_resid_post".to_owned(),
+            ..Default::default()
+        };
+        let probe = v1::Probe {
+            name: String::new(),
+            readout: Some(v1::Readout {
+                source: Some(v1::readout::Source::Direction(direction)),
+            }),
+        };
+        request.probes = vec![probe; 400];
+        request.telemetry = Some(v1::Telemetry {
+            prompt_readings: true,
+            ..Default::default()
+        });
+        client.generate(request).await?.collect().await
+    };
+    // 8 bytes for each token and probe, and a few around them.
+    let served = generate(280).await.expect("900 kB");
+    assert_eq!(served.variants[0].readings.len(), 280);
+    let refused = status(
+        generate(300)
+            .await
+            .expect_err("more than is left for numbers"),
+    );
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().starts_with("telemetry.prompt_readings"));
+    names(&refused, &[300, MIB]);
     drop(client);
     worker.stop().await;
 }

@@ -243,3 +243,11 @@ def train(client: Client, labels: Any = ("a",), **options: Any) -> Any:
 def test_lists_are_no_text(client: Client, ask: Callable[[Client], Any], name: str) -> None:
     with pytest.raises(TypeError, match=f"^{name}: is one text, "):
         ask(client)
+
+
+def test_places_without_edits_are_refused(client: Client) -> None:
+    for name, value in (("positions", "prompt"), ("when", "space>3")):
+        with pytest.raises(ValueError, match=f"{name}: nothing is edited; give feature="):
+            client.generate("hi", **{name: value})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"{name}: nothing is edited; give feature="):
+            client.score("hi", "you", **{name: value})  # type: ignore[arg-type]

@@ -146,6 +146,34 @@ def test_a_sweep_larger_than_a_request_is_several(client: Client) -> None:
     assert sweep.probe_names == ["cav:birds"]
 
 
+def test_a_cav_is_read_where_it_is_added(client: Client) -> None:
+    hook = "blocks.1.hook_resid_post"
+    music = client.registry.cav("music")
+    assert list(music.vectors) == [HOOK]
+    written = client.generate(
+        "Write a haiku.", probe="cav:music", hook=hook, seed=1, max_new_tokens=4
+    )
+    read = written.prompt_token_ids + written[0].token_ids[:1]
+    [there] = client.capture([read], hook, pooling="per_token")
+    expected = there.activations[-1] @ music.vector
+    assert written.probe("cav:music")[0] == pytest.approx(expected, rel=1e-4)
+    options = {"seed": 1, "max_new_tokens": 4}
+    moved, own = (
+        client.sweep("Write a haiku.", [4], cav="music", **where, **options)  # type: ignore[arg-type]
+        for where in ({"hook": hook}, {})
+    )
+    assert moved.points[0].probe_means != own.points[0].probe_means
+    with pytest.raises(ValueError, match="hook: is for CAVs, and none is named"):
+        client.generate("Write a haiku.", feature={"music": 3}, hook=hook)
+
+
+def test_strengths_that_are_close_are_different_points(client: Client) -> None:
+    sweep = client.sweep("Write a haiku.", [1000001, 1000002], cav="birds", max_new_tokens=2)
+    assert [point.strength for point in sweep.points] == [None, 1000001, 1000002]
+    with pytest.raises(ValueError, match=r"strengths\[2\]: is 1, as strengths\[0\]"):
+        client.sweep("Write a haiku.", [1, 2, 1.0], cav="birds")
+
+
 def test_a_sweep_needs_one_thing_to_sweep(client: Client) -> None:
     with pytest.raises(ValueError, match="one of feature, cav"):
         client.sweep("Write a haiku.", [1])

@@ -6,7 +6,7 @@ use clap::{ArgGroup, Args};
 
 use super::{
     generate::EditOptions,
-    options::{ObserveOptions, SamplingOptions},
+    options::{ObserveOptions, SamplingOptions, stdin_failure},
 };
 use crate::{cli::Globals, failure, output};
 
@@ -79,7 +79,7 @@ pub(crate) async fn run(args: ChatArgs, globals: &Globals) -> anyhow::Result<()>
             signal = tokio::signal::ctrl_c() => signal.map(|()| None)?,
         };
         let Some(line) = line else { break };
-        match session.take(&line?).await {
+        match session.take(&line.map_err(stdin_failure)?).await {
             Ok(Step::On) => {}
             Ok(Step::Quit) => break,
             // A person can try again; a script should not go on.

@@ -2,7 +2,7 @@
 
 use clap::{ArgGroup, Args};
 use steering_client::{
-    CavEdit, FeatureEdit, GenerationBuilder, GenerationStream, Steering, Transcript,
+    CavEdit, FeatureEdit, GenerationBuilder, GenerationStream, Readout, Steering, Transcript,
 };
 
 use super::options::{ObserveOptions, PlaceOptions, PromptOptions, SamplingOptions};
@@ -49,6 +49,14 @@ pub(crate) struct EditOptions {
 }
 
 impl EditOptions {
+    /// Refuses a hook point for CAVs where none is added or read.
+    pub(crate) fn check_hook<'a>(
+        &'a self,
+        observed: impl IntoIterator<Item = &'a Readout>,
+    ) -> anyhow::Result<()> {
+        self.place.check_hook(!self.cavs.is_empty(), observed)
+    }
+
     /// The edits by name, features of no SAE being those of `default_sae`.
     pub(crate) fn steering(self, default_sae: Option<String>) -> Steering {
         Steering {
@@ -120,6 +128,7 @@ JSON, --json: one object
   \"kl_divergence\": [value per token]}], \"warnings\"}";
 
 pub(crate) async fn run(args: GenerateArgs, globals: &Globals) -> anyhow::Result<()> {
+    args.edits.check_hook(args.observe.readouts())?;
     let client = globals.client()?;
     let mut builder = GenerationBuilder::new(args.prompt_options.prompt(&args.prompt)?);
     let steering = args.edits.steering(globals.sae.clone());

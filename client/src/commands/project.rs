@@ -4,6 +4,7 @@ use clap::Args;
 use serde::Serialize;
 use steering_client::{Lookup, Readout, v1};
 
+use super::options::check_hook;
 use crate::{cli::Globals, output, series::number, table::Table};
 
 /// The tokens that a direction makes most and least likely (logit lens).
@@ -64,6 +65,8 @@ impl From<v1::TokenLogit> for Token {
 }
 
 pub(crate) async fn run(args: ProjectArgs, globals: &Globals) -> anyhow::Result<()> {
+    let names_cav = matches!(args.direction, Readout::Cav(_));
+    check_hook(args.hook.as_deref(), names_cav)?;
     let client = globals.client()?;
     let lookup = Lookup {
         default_sae: globals.sae.as_deref(),

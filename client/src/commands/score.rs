@@ -56,6 +56,7 @@ struct VariantDocument<'a> {
 }
 
 pub(crate) async fn run(args: ScoreArgs, globals: &Globals) -> anyhow::Result<()> {
+    args.edits.check_hook([])?;
     let client = globals.client()?;
     let mut builder = GenerationBuilder::new(args.prompt_options.prompt(&args.prompt)?);
     let steering = args.edits.steering(globals.sae.clone());

@@ -123,6 +123,8 @@ pub(crate) async fn run(mut args: SweepArgs, globals: &Globals) -> anyhow::Resul
         (None, Some(cav)) => Swept::Cav(cav),
         (None, None) => return Err(hinted("nothing to sweep", "give --feature or --cav")),
     };
+    let adds_cav = matches!(swept, Swept::Cav(_));
+    args.place.check_hook(adds_cav, args.observe.readouts())?;
     let strengths = args.range.strengths()?;
     if let Some(path) = &args.plot {
         require_folder(path)?;

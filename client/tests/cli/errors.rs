@@ -2,10 +2,16 @@
 
 use std::time::Duration;
 
+use steering_client::v1;
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+    process::Child,
+};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::mock::{Mock, command, dead_url, lock, run};
+use crate::mock::{Mock, Shared, command, dead_url, lock, run};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_there() {
@@ -143,6 +149,28 @@ async fn a_fraction_of_an_unknown_maximum_is_refused() {
         1,
         &["knows no maximum activation of l1#9 (\"cooking\")", "hint:"],
     );
+    let result = mock
+        .steer(&["generate", "hi", "--feature", "#10=0.5max"])
+        .await;
+    result.fails(1, &["knows no maximum activation of l1#10\n"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hook_point_that_nothing_would_use_is_refused() {
+    let mock = Mock::start().await;
+    let hook = "--hook=blocks.0.hook_resid_post";
+    for args in [
+        ["generate", "hi", "--feature", "baseball=1", hook].as_slice(),
+        &["score", "hi", "you", "--feature", "baseball=1", hook],
+        &["sweep", "hi", "--feature", "baseball", hook],
+        &["project", "baseball", hook],
+    ] {
+        let result = mock.steer(args).await;
+        result.fails(1, &["--hook is for CAVs, and none is named", "hint:"]);
+    }
+    assert!(lock(&mock.worker.requests).is_empty());
+    let read = ["generate", "hi", "--probe", "cav:one", hook];
+    mock.steer(&read).await.ok();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,28 +201,95 @@ async fn an_empty_prompt_is_refused_here() {
         .fails(1, &["the prompt is empty"]);
 }
 
-#[cfg(unix)]
 #[tokio::test(flavor = "multi_thread")]
-async fn ctrl_c_ends_a_generation_cleanly() {
-    use rustix::process::{Pid, Signal, kill_process};
+async fn input_that_is_no_text_is_refused_here() {
+    let mock = Mock::start().await;
+    for args in [["generate", "-"].as_slice(), &["chat"]] {
+        let result = run(mock.command(args), b"\xff\xfe").await;
+        result.fails(1, &["standard input is not UTF-8 text", "hint: `iconv"]);
+    }
+}
+
+/// Until a worker that never ends is answering.
+async fn answering(requests: &Shared<Vec<v1::GenerateRequest>>) {
+    while lock(requests).is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_dies_in_the_middle_is_told_as_that() {
     let mock = Mock::start().await;
     *lock(&mock.worker.stalls) = true;
     let requests = mock.worker.requests.clone();
-    let interrupt = async {
-        while lock(&requests).is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+    let worker = mock.worker_url().replace("http://", "");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    tokio::spawn(async move {
+        let (mut near, _) = listener.accept().await.expect("a connection");
+        let mut far = TcpStream::connect(worker).await.expect("the worker");
+        tokio::select! {
+            copied = tokio::io::copy_bidirectional(&mut near, &mut far) => drop(copied),
+            () = answering(&requests) => {} // and both ends are closed
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    };
-    let mut child = mock
+    });
+    let mut steer = mock.command(&["generate", "hi"]);
+    steer.env("STEER_WORKER", &url);
+    let result = run(steer, "").await;
+    let error = format!("error: the connection to the worker at {url} broke in the middle");
+    result.fails(1, &[&error, "hint: `steer status`"]);
+    assert_eq!(result.stdout, "Hello é!");
+}
+
+/// Interrupts a command, and waits for its end.
+#[cfg(unix)]
+async fn interrupt(mut child: Child) -> std::process::Output {
+    use rustix::process::{Pid, Signal, kill_process};
+    let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+    kill_process(pid.expect("it runs"), Signal::INT).expect("signal");
+    let ended = tokio::time::timeout(Duration::from_secs(20), child.wait()).await;
+    ended.expect("in time").expect("steer ends");
+    drop(child.stdin.take());
+    child.wait_with_output().await.expect("its output")
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_ends_a_chat_whose_registry_says_nothing() {
+    let mock = Mock::start().await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", silent.local_addr().expect("an address"));
+    let mut steer = mock.command(&["chat"]);
+    let mut child = steer
+        .env("STEER_REGISTRY", &url)
+        .spawn()
+        .expect("steer starts");
+    let stdin = child.stdin.as_mut().expect("piped");
+    stdin
+        .write_all(b"/feature baseball=1\n")
+        .await
+        .expect("read");
+    let asked = silent.accept().await.expect("a connection");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let output = interrupt(child).await;
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(stderr, "error: interrupted\n");
+    drop(asked);
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_ends_a_generation_cleanly() {
+    let mock = Mock::start().await;
+    *lock(&mock.worker.stalls) = true;
+    let child = mock
         .command(&["generate", "hi"])
         .spawn()
         .expect("steer starts");
-    interrupt.await;
-    let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-    kill_process(pid.expect("it runs"), Signal::INT).expect("signal");
-    drop(child.stdin.take());
-    let output = child.wait_with_output().await.expect("steer ends");
+    answering(&mock.worker.requests).await;
+    let output = interrupt(child).await;
     assert_eq!(output.status.code(), Some(1));
     let (stdout, stderr) = (output.stdout, String::from_utf8_lossy(&output.stderr));
     assert_eq!(String::from_utf8_lossy(&stdout), "Hello é!");

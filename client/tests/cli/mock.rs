@@ -138,11 +138,11 @@ pub(crate) fn command(program: &str) -> Command {
 }
 
 /// Runs a command to its end.
-pub(crate) async fn run(mut command: Command, input: &str) -> Run {
+pub(crate) async fn run(mut command: Command, input: impl AsRef<[u8]>) -> Run {
     let mut child = command.spawn().expect("steer starts");
     let mut stdin = child.stdin.take().expect("piped");
     // It may not want any input.
-    let _ = stdin.write_all(input.as_bytes()).await;
+    let _ = stdin.write_all(input.as_ref()).await;
     drop(stdin);
     let output = child.wait_with_output().await.expect("steer ends");
     Run {

@@ -97,6 +97,7 @@ impl Worker {
             Arc::new(plan)
         };
         let programs = compile(&variants, &probes, telemetry)?;
+        self.check_readings(prompt.len(), telemetry, probes.len(), &programs)?;
         let task = Task::Generate {
             sampling: sampling.clone(),
             kl_divergence: telemetry.kl_divergence,

@@ -215,6 +215,40 @@ fn variants_and_later_requests_share_prompts() {
     });
 }
 
+#[test]
+fn a_twin_shares_its_prompt_while_it_runs() {
+    let (model, codec) = load("gemma2");
+    let mut random = Random::new(4, &model);
+    let sampling = SamplingPlan {
+        max_new_tokens: 40,
+        ..random.sampling()
+    };
+    let edit = Intervention {
+        positions: Positions::all(),
+        gate: None,
+        ..random.intervention()
+    };
+    let compared = Request {
+        prompt: random.tokens(20).into(),
+        variants: vec![program(&[edit])],
+        task: Task::Generate {
+            sampling: Arc::new(sampling),
+            kl_divergence: true,
+        },
+    };
+    let unsteered = Request {
+        variants: vec![program(&[])],
+        ..compared.clone()
+    };
+    with_engine(&model, &codec, config(8, 512, PREFIX_BYTES), |engine| {
+        // Nobody reads on: it keeps its slots.
+        let mut running = compared.submit(engine);
+        running.events.blocking_recv().expect("a token");
+        assert_eq!(shared_tokens(&unsteered, engine), [19]);
+        drop(running);
+    });
+}
+
 /// An edit of the first tokens and one of the later ones, alike otherwise: each reports
 /// its own part, also of what was read before, in one piece or in others.
 #[test]

@@ -136,6 +136,31 @@ fn bulk_work_does_not_fill_the_queue() {
     });
 }
 
+#[test]
+fn texts_to_capture_leave_room_to_other_bulk_work() {
+    let (model, codec) = load();
+    let config = EngineConfig {
+        max_queued: 8,
+        ..config(1, 512, 0)
+    };
+    with_engine(&model, &codec, config, |engine| {
+        let request = request(&model, 1, NEW);
+        // Keeps the only slot.
+        let unread = request.submit(engine);
+        wait_for_running(engine, 1);
+        let capture = Request {
+            task: Task::Capture,
+            ..request.clone()
+        };
+        let offer = || capture.submit_as(engine, Priority::Batch);
+        let waiting: Vec<_> = std::iter::from_fn(|| offer().ok()).collect();
+        assert_eq!(waiting.len(), 4);
+        let bulk = request.submit_as(engine, Priority::Batch);
+        assert!(bulk.is_ok(), "{bulk:?}");
+        drop(unread);
+    });
+}
+
 /// An edit that leaves no finite number.
 fn overwhelming(model: &Model) -> Intervention {
     Intervention {

@@ -46,11 +46,13 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> Plan[v1.Genera
     composer = _Composer(request, options.get("sae"))
     yield from composer.variants(options)
     for text in _several(options.get("probe", ())):
-        readout = yield from composer.readout(Readout.parse(text))
+        readout = yield from composer.readout(Readout.parse(text), options.get("hook"))
         request.probes.append(v1.Probe(name=text, readout=readout))
     stop_when = []
     for text in _several(options.get("stop_when", ())):
-        stop_when.append((yield from composer.condition(Condition.parse(text))))
+        condition = Condition.parse(text)
+        stop_when.append((yield from composer.condition(condition, options.get("hook"))))
+    composer.check_hook(options)
     if stop_when and not request.variants:
         request.variants.append(v1.Variant(name="baseline"))
     for variant in request.variants:
@@ -78,7 +80,9 @@ def score_request(
         request.token_ids.CopyFrom(_token_ids(continuation, "token_ids.ids"))
     if "priority" in options:
         request.priority = _choice("priority", options["priority"], _PRIORITIES)
-    yield from _Composer(request, options.get("sae")).variants(options)
+    composer = _Composer(request, options.get("sae"))
+    yield from composer.variants(options)
+    composer.check_hook(options)
     return request
 
 
@@ -116,6 +120,9 @@ class _Composer:
             several = {"steered": own, **several}
         else:
             # Without edits of their own, `positions`, `when` and `hook` are every variant's.
+            if not several and own.keys() - {"hook"}:
+                names = ", ".join(name for name in own if name != "hook")
+                raise ValueError(f"{names}: nothing is edited; give feature=, cav= or variants=")
             several = {name: {**own, **steering} for name, steering in several.items()}
         if options.get("compare"):
             several = {"baseline": SteeringOptions(), **several}
@@ -123,6 +130,11 @@ class _Composer:
             _refuse_unknown(steering, SteeringOptions, f"variants[{name!r}]")
             interventions = yield from self.interventions(steering)
             self.request.variants.append(v1.Variant(name=name, interventions=interventions))
+
+    def check_hook(self, options: GenerateOptions | ScoreOptions) -> None:
+        """Refuses a hook point for CAVs where none is named."""
+        if "hook" in options and not self._cavs:
+            raise ValueError("hook: is for CAVs, and none is named; features have their SAE's own")
 
     def interventions(self, steering: SteeringOptions) -> Plan[list[v1.Intervention]]:
         """Features first, then CAVs, each in the order given."""

@@ -26,7 +26,7 @@ class SteeringOptions(TypedDict, total=False):
     positions: Literal["all", "prompt", "generated"] | v1.Positions
     #: Where, among these: "space>3", "space>3:once", "cav:birds<0:for=5".
     when: str
-    #: Hook point for CAVs instead of their own.
+    #: Hook point for CAVs instead of their own, also where they are read.
     hook: str
 
 

@@ -98,12 +98,15 @@ def sweep(
     values = [checks.number(value, f"strengths[{i}]") for i, value in several]
     if not 1 <= len(values) <= STRENGTHS_MAX:
         raise ValueError(f"strengths: {len(values)} of them; 1 to {STRENGTHS_MAX} are allowed")
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise ValueError(f"strengths[{i}]: is {value:g}, as strengths[{values.index(value)}]")
     swept = f"cav:{cav}" if feature is None else str(feature)
     asked: GenerateOptions = {**options, "compare": True}  # type: ignore[typeddict-item]
     if not asked.get("probe"):
         asked["probe"] = f"#{feature}" if isinstance(feature, int) else swept
     asked["variants"] = {
-        f"{value:g}": {"cav": [CavEdit(cav or "", add=value)]}
+        _name(value): {"cav": [CavEdit(cav or "", add=value)]}
         if feature is None
         else {"feature": [FeatureEdit(feature, set=value)]}
         for value in values
@@ -122,6 +125,12 @@ def sweep(
     warnings = list(dict.fromkeys(w for g in generations for w in g.warnings))
     first = generations[0]
     return Sweep(swept, first.probe_names, points, first.seed, first.model_id, warnings)
+
+
+def _name(strength: float) -> str:
+    """A variant's name: short, and no other strength's."""
+    short = f"{strength:g}"
+    return short if float(short) == strength else repr(strength)
 
 
 def _decode(template: v1.GenerateRequest, limits: v1.Limits) -> Plan[list[Generation]]:

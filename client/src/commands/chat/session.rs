@@ -132,9 +132,10 @@ impl Session {
 
     /// Takes over edits of which the last replaces another of its feature: two
     /// different ones would contradict each other. One feature may have several names.
-    async fn replace_feature(&mut self, mut steering: Steering) -> Result<(), Error> {
+    async fn replace_feature(&mut self, mut steering: Steering) -> anyhow::Result<()> {
         let mut scratch = GenerationBuilder::default();
-        let edits = self.client.resolve(&steering, &mut scratch).await?;
+        let resolved = self.client.resolve(&steering, &mut scratch);
+        let edits = interruptible(async { Ok(resolved.await?) }).await?;
         let row = |edit: &v1::Intervention| match &edit.edit {
             Some(v1::intervention::Edit::Feature(edit)) => Some(edit.feature),
             _ => None,
@@ -151,9 +152,10 @@ impl Session {
     }
 
     /// Takes over edits that the registry can resolve; others leave things as they were.
-    pub(super) async fn steer(&mut self, steering: Steering) -> Result<(), Error> {
+    pub(super) async fn steer(&mut self, steering: Steering) -> anyhow::Result<()> {
         let mut scratch = GenerationBuilder::default();
-        self.client.resolve(&steering, &mut scratch).await?;
+        let resolved = self.client.resolve(&steering, &mut scratch);
+        interruptible(async { Ok(resolved.await?) }).await?;
         self.steering = steering;
         Ok(())
     }
@@ -196,8 +198,11 @@ impl Session {
         messages: &[v1::ChatMessage],
         baseline: bool,
     ) -> anyhow::Result<String> {
-        let request = self.request(messages, baseline).await?;
-        let mut stream = self.client.generate(request).await?;
+        let mut stream = interruptible(async {
+            let request = self.request(messages, baseline).await?;
+            Ok(self.client.generate(request).await?)
+        })
+        .await?;
         let mut transcript = Transcript::default();
         loop {
             tokio::select! {
@@ -281,5 +286,17 @@ impl Session {
             }
         }
         Ok(())
+    }
+}
+
+/// Waits for a service, which may take its time, or for Ctrl-C: once a chat has listened for
+/// that, nothing else ends it.
+async fn interruptible<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::select! {
+        done = work => done,
+        signal = tokio::signal::ctrl_c() => {
+            signal?;
+            anyhow::bail!("interrupted")
+        }
     }
 }

@@ -47,6 +47,12 @@ impl From<Priority> for v1::Priority {
 }
 
 impl ObserveOptions {
+    /// All that is read.
+    pub(crate) fn readouts(&self) -> impl Iterator<Item = &Readout> {
+        let conditions = self.stop_when.iter().map(|condition| &condition.readout);
+        self.probes.iter().chain(conditions)
+    }
+
     /// Puts probes, stop conditions and the rest into a request.
     pub(crate) async fn apply(
         &self,

@@ -1,7 +1,9 @@
 //! Where, and from when, edits apply.
 
 use clap::{Args, ValueEnum};
-use steering_client::{Gate, v1};
+use steering_client::{Gate, Readout, v1};
+
+use crate::failure::hinted;
 
 /// Where edits apply. The command that takes these has a group "edits" of what
 /// edits, and a group "named" of what names CAVs or features.
@@ -42,6 +44,18 @@ enum Scope {
 }
 
 impl PlaceOptions {
+    /// Refuses a hook point for CAVs where none is added or read.
+    pub(crate) fn check_hook<'a>(
+        &'a self,
+        adds_cavs: bool,
+        observed: impl IntoIterator<Item = &'a Readout>,
+    ) -> anyhow::Result<()> {
+        let gate = self.when.iter().map(|gate| &gate.condition.readout);
+        let mut readouts = gate.chain(observed);
+        let reads_cavs = readouts.any(|readout| matches!(readout, Readout::Cav(_)));
+        check_hook(self.hook.as_deref(), adds_cavs || reads_cavs)
+    }
+
     pub(crate) fn positions(&self) -> Option<v1::Positions> {
         let scope = match self.positions {
             None if self.window.is_none() && !self.skip_special_tokens => return None,
@@ -56,6 +70,17 @@ impl PlaceOptions {
             token_ids: Vec::new(),
         })
     }
+}
+
+/// Refuses a hook point for CAVs where none is named.
+pub(crate) fn check_hook(hook: Option<&str>, names_cavs: bool) -> anyhow::Result<()> {
+    if hook.is_none() || names_cavs {
+        return Ok(());
+    }
+    Err(hinted(
+        "--hook is for CAVs, and none is named",
+        "a feature acts, and is read, at its SAE's own hook point",
+    ))
 }
 
 fn parse_window(text: &str) -> Result<v1::PositionWindow, String> {

@@ -1,6 +1,6 @@
 //! How a text becomes a prompt.
 
-use std::io::Read;
+use std::io::{self, Read};
 
 use clap::Args;
 use steering_client::{prompt, v1};
@@ -38,7 +38,8 @@ impl PromptOptions {
 /// A text as it is, or for `-` standard input, its final line break left out.
 pub(crate) fn text_or_stdin(text: &str) -> anyhow::Result<String> {
     let text = if text == "-" {
-        let mut text = std::io::read_to_string(std::io::stdin().lock().by_ref())?;
+        let text = io::read_to_string(io::stdin().lock().by_ref());
+        let mut text = text.map_err(stdin_failure)?;
         text.truncate(text.strip_suffix('\n').unwrap_or(&text).len());
         text
     } else {
@@ -51,4 +52,15 @@ pub(crate) fn text_or_stdin(text: &str) -> anyhow::Result<String> {
         ));
     }
     Ok(text)
+}
+
+/// Says that it is standard input that cannot be read.
+pub(crate) fn stdin_failure(error: io::Error) -> anyhow::Error {
+    match error.kind() {
+        io::ErrorKind::InvalidData => hinted(
+            "standard input is not UTF-8 text",
+            "`iconv -f ENCODING -t UTF-8` makes it so",
+        ),
+        _ => anyhow::Error::new(error).context("cannot read standard input"),
+    }
 }

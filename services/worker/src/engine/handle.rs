@@ -11,7 +11,7 @@ use std::{
 
 use steering_proto::generate::Priority;
 
-use super::{Engine, EngineConfig, Job, prefix::PrefixCache, sequence::Sequence};
+use super::{Engine, EngineConfig, Job, Task, prefix::PrefixCache, sequence::Sequence};
 use crate::{
     model::{Model, compute_on_this_thread},
     text::TextCodec,
@@ -105,11 +105,13 @@ impl EngineHandle {
     }
 
     /// Queues a job, or refuses it at the door. A quarter of the queue is left to
-    /// interactive work.
+    /// interactive work, and another to bulk requests: texts of captures come by the
+    /// thousand, and are offered again and again.
     pub fn submit(&self, job: Job) -> Result<(), SubmitError> {
-        self.gauges.enter_queue(match job.priority {
-            Priority::Interactive => self.max_queued,
-            Priority::Batch => self.max_queued - self.max_queued / 4,
+        self.gauges.enter_queue(match (job.priority, &job.task) {
+            (Priority::Interactive, _) => self.max_queued,
+            (Priority::Batch, Task::Capture) => self.max_queued.div_ceil(2),
+            (Priority::Batch, _) => self.max_queued - self.max_queued / 4,
         })?;
         self.jobs.try_send(job).map_err(|e| {
             self.gauges.left_queue(1);

@@ -124,9 +124,11 @@ impl Engine {
             return;
         }
         let prompt_len = sequence.prompt_len;
-        let mut len = prompt_len - 1;
         for index in 0..sequence.lanes.len() {
             sequence.extend_chain(index, prompt_len, &self.codec);
+        }
+        let mut len = prompt_len - 1;
+        for index in 0..sequence.lanes.len() {
             match self.prefixes.find(&sequence.lanes[index].chain, len) {
                 Some((found, _)) => len = found,
                 None => return,

@@ -8,7 +8,7 @@ use steering_proto::{
     generate::{Priority, Prompt},
 };
 
-use super::{Worker, prompt::MAX_BYTES_PER_TOKEN};
+use super::{Worker, checks::room_for_numbers, prompt::MAX_BYTES_PER_TOKEN};
 use crate::{
     engine::{Job, Outcome, SubmitError, Task, link},
     error::RequestError,
@@ -24,8 +24,7 @@ pub(crate) struct Capturing {
 
 /// Tokens of one text whose activations, `width` wide, fit one message.
 fn max_captured_tokens(width: usize, response_bytes: u64) -> usize {
-    // An eighth is left to ids and framing.
-    response_bytes as usize / 8 * 7 / (4 * width)
+    room_for_numbers(response_bytes) / (4 * width)
 }
 
 impl Worker {

@@ -1,14 +1,26 @@
 //! A request against the model: do its layers and widths exist?
 
+use std::sync::Arc;
+
 use steering_proto::{
     HookPoint, Invalid,
-    generate::Variant,
-    intervention::{Edit, Intervention},
+    generate::{Telemetry, Variant},
+    intervention::{Edit, Intervention, Positions},
     readout::{Probe, Readout, Source},
 };
 
 use super::Worker;
-use crate::error::RequestError;
+use crate::{error::RequestError, steering::Program};
+
+/// Most bytes of a reading in a message, of each value in it, and of each edit's norm.
+const READING_BYTES: usize = 32;
+const VALUE_BYTES: usize = 4;
+const EDIT_NORM_BYTES: usize = 13;
+
+/// Bytes of a message that numbers may take: an eighth is left to everything else.
+pub(super) fn room_for_numbers(response_bytes: u64) -> usize {
+    response_bytes as usize / 8 * 7
+}
 
 /// A payload at a hook point, and the fields to blame if it does not fit.
 struct Use<'a> {
@@ -81,6 +93,7 @@ impl Worker {
             for (i, intervention) in variant.interventions.iter().enumerate() {
                 let path = format!("variants[{v}].interventions[{i}]");
                 self.check_use(&Use::of_edit(intervention), &path, &mut warnings)?;
+                self.check_positions(&intervention.positions, &path)?;
                 if let Some(gate) = &intervention.gate {
                     let path = format!("{path}.gate.condition.readout");
                     let read = Use::of_readout(&gate.condition.readout);
@@ -134,6 +147,48 @@ impl Worker {
             n_layers - 1
         );
         Err(Invalid::field(field, text))
+    }
+
+    /// Checks that the tokens that an edit is for exist.
+    fn check_positions(&self, positions: &Positions, path: &str) -> Result<(), Invalid> {
+        let vocab_size = self.model.config().vocab_size;
+        // They are sorted.
+        match positions.token_ids.last() {
+            Some(&id) if id as usize >= vocab_size => {
+                let text = format!("has {id}; token ids are below {vocab_size}");
+                Err(Invalid::field(format!("{path}.positions.token_ids"), text))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses readings of a prompt that do not fit the message of the first token.
+    pub(super) fn check_readings(
+        &self,
+        prompt_len: usize,
+        telemetry: Telemetry,
+        probes: usize,
+        programs: &[Arc<Program>],
+    ) -> Result<(), Invalid> {
+        if !programs.iter().any(|program| program.reports_prompt()) {
+            return Ok(());
+        }
+        let edited = programs.iter().map(|program| program.edited().count());
+        let norms = match telemetry.edit_norms {
+            true => edited.max().unwrap_or(0),
+            false => 0,
+        };
+        let of_token = READING_BYTES + 2 * VALUE_BYTES * probes + EDIT_NORM_BYTES * norms;
+        let most = room_for_numbers(self.limits.max_response_bytes) / of_token;
+        if prompt_len <= most {
+            return Ok(());
+        }
+        let text = format!(
+            "the prompt has {prompt_len} tokens; readings of {most} fit one message of {} bytes: \
+             take fewer probes, or a shorter prompt",
+            self.limits.max_response_bytes
+        );
+        Err(Invalid::field("telemetry.prompt_readings", text))
     }
 
     fn check_use(
