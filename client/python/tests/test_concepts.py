@@ -39,6 +39,13 @@ def test_cavs_are_trained_and_judged(client: Client) -> None:
         assert [cav.name for cav in trained] == ["left", "right"]
         assert trained[0].training.auc.value > 0.95
         assert not trained[0].training.noise
+        assert trained.trained_before == []
+        # Another seed permutes and holds out others, and stores the same numbers.
+        again = client.registry.train_cavs(rows, labels, hook=HOOK, model_id="model", seed=2)
+        assert again.trained_before == ["left", "right"]
+        assert [cav.training for cav in again] == [cav.training for cav in trained]
+        for shown in (repr(again), again._repr_html_()):
+            assert "shown with their first training: left, right" in shown
         vector = client.registry.cav("left").vector
         difference = directions["left"] - directions["right"]
         assert vector @ difference / np.linalg.norm(vector) > 0.5 * np.linalg.norm(difference)
