@@ -23,6 +23,8 @@ def test_activations_are_encoded(client: Client) -> None:
     text = "The goalie stopped the puck and the hockey team won on the ice."
     [one] = client.capture([text], HOOK, pooling="per_token")
     rows = client.registry.encode(one.activations, top=5)
+    unlabelled = next(row for row in rows if not row[0].label)
+    assert f"entries: #{unlabelled[0].feature_index}, " in repr(unlabelled)
     assert len(rows) == one.n_tokens
     assert "ice-hockey" in {feature.label for row in rows for feature in row}
     strengths = [feature.activation for feature in rows[-1]]

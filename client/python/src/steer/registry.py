@@ -48,7 +48,10 @@ class Listing(list[Entry], Generic[Entry]):
         self.trained_before = list(trained_before)
 
     def __repr__(self) -> str:
-        names = ", ".join(str(getattr(entry, self.columns[0])) for entry in self[:5])
+        # A feature may have no label.
+        first, *_ = self.columns
+        shown = (getattr(e, first) or f"#{getattr(e, 'feature_index', '')}" for e in self[:5])
+        names = ", ".join(shown)
         remarks = "".join(f"; {remark}" for remark in self._remarks())
         return f"<{len(self)} entries: {names}{', …' if len(self) > 5 else ''}{remarks}>"
 
