@@ -37,8 +37,8 @@ pub struct Config {
     #[arg(long, env = "STEER_WORKER_DEQUANTIZE")]
     pub dequantize: bool,
 
-    /// Copy a GGUF file's weights to memory rather than map the file: for files
-    /// that may change while they are used, or lie on a slow network disk.
+    /// Copy weights to memory rather than map their files: for files that may
+    /// change while they are used, or lie on a slow network disk.
     #[arg(long, env = "STEER_WORKER_NO_MMAP")]
     pub no_mmap: bool,
 

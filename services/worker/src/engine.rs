@@ -13,6 +13,7 @@ mod groups;
 mod handle;
 mod job;
 mod pacer;
+mod parts;
 mod prefix;
 mod sampler;
 mod sampling;
@@ -32,8 +33,8 @@ use std::{
 use rayon::prelude::*;
 
 use crate::{
-    model::{Batch, KvCache, Logits, Model, Scores, Top},
-    steering::{Participant, StepHook},
+    model::{KvCache, Logits, Model, Scores, Top},
+    steering::Participant,
     text::TextCodec,
 };
 
@@ -83,8 +84,10 @@ struct Engine {
     backlog: Backlog,
     running: Vec<Sequence>,
     cache: KvCache,
-    /// Of the last step.
-    scores: Scores,
+    /// Parts that a step is cut into, at most.
+    parts: usize,
+    /// Of the last step's parts.
+    scores: Vec<Scores>,
     free_slots: Vec<usize>,
     prefixes: PrefixCache,
     pacer: Pacer,
@@ -111,6 +114,7 @@ impl Engine {
     ) -> Self {
         let cache = model.new_cache(config.max_sequences);
         let grain = model.prompt_grain();
+        let parts = model.parts();
         Self {
             model,
             codec,
@@ -120,7 +124,8 @@ impl Engine {
             backlog: Backlog::default(),
             running: Vec::new(),
             cache,
-            scores: Scores::default(),
+            parts,
+            scores: Vec::new(),
             free_slots: (0..config.max_sequences).rev().collect(),
             prefixes: PrefixCache::new(config.prefix_cache_bytes),
             pacer: Pacer::new(config.prompt_tokens_per_step, config.max_stall, grain),
@@ -274,20 +279,23 @@ impl Engine {
             let Lane { program, state, .. } = lane;
             Some(Participant::new(program, state, placed.tokens.clone()))
         });
-        let mut hook = StepHook::new(participants.collect());
-        let batch = Batch {
-            chunks: placed.iter().map(|placed| placed.chunk.clone()).collect(),
-        };
-        let scores = &mut self.scores;
-        self.model
-            .forward(&batch, &mut self.cache, &mut hook, scores)
+        parts::forward(
+            &self.model,
+            self.parts,
+            (placed, participants.collect()),
+            &mut self.cache,
+            &mut self.scores,
+        )
     }
 
     /// Hands every sequence of the step its rows of logits.
     fn advance(&mut self, placed: &[Placed]) {
         let vocabulary = self.model.config().vocab_size;
-        let mut rows = self.scores.logits.chunks_exact(vocabulary);
-        let mut tops = self.scores.top.iter();
+        let scores = self.scores.iter();
+        let mut rows = scores
+            .clone()
+            .flat_map(|s| s.logits.chunks_exact(vocabulary));
+        let mut tops = scores.flat_map(|s| &s.top);
         let mut shares = vec![Share::default(); self.running.len()];
         for Placed { member, chunk, .. } in placed {
             let n = chunk.tokens.len();

@@ -34,6 +34,10 @@ pub(crate) use load::read_gguf_header;
 pub use load::{LoadError, LoadOptions, Precision};
 pub use weights::Quantization;
 
+/// Bytes of a model's matrices up to which every core of many machines finds them in a
+/// cache. What bounds larger ones, to bring the weights from memory, doesn't bound these.
+const SMALL: usize = 32 << 20;
+
 /// Tokens to read in one step: a chunk of each sequence that takes part.
 ///
 /// Activations are laid out flat, `[n_tokens, width]`, chunk after chunk. On the

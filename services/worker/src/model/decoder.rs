@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use steering_proto::{HookPoint, Site};
 
 use super::{
-    Batch, Hook, ModelConfig, Scores, Top,
+    Batch, Hook, ModelConfig, SMALL, Scores, Top,
     attention::Attention,
     gpu::GpuDecoder,
     kernels::{at_least_kth, log_sum_exp},
@@ -107,6 +107,27 @@ impl Model {
     pub fn prompt_grain(&self) -> usize {
         const ON_A_GPU: usize = 128;
         if self.gpu.is_some() { ON_A_GPU } else { 1 }
+    }
+
+    /// Into how many parts a step is best cut, by sequences, each with a thread of its
+    /// own: more than one where every thread finds all weights in a cache, so that it is
+    /// not worth sharing out each product. Asked for on a thread that computes.
+    pub fn parts(&self) -> usize {
+        match self.weight_bytes() {
+            Ok(bytes) if bytes <= SMALL => rayon::current_num_threads(),
+            _ => 1,
+        }
+    }
+
+    /// Bytes of the matrices that every token meets; fails anywhere but on the CPU.
+    fn weight_bytes(&self) -> Result<usize> {
+        let maps = self.layers.iter().flat_map(|Layer { attention, mlp, .. }| {
+            let Attention { q, k, v, o, .. } = attention;
+            [q, k, v, o, &mlp.gate, &mlp.up, &mlp.down]
+        });
+        maps.chain([&self.head])
+            .map(|map| Ok(map.weight.stored()?.weights()?.bytes.len()))
+            .sum()
     }
 
     /// Reads a batch of tokens. `scores` is overwritten; a step's are megabytes, so

@@ -80,6 +80,9 @@ impl Format {
     /// The format of a GGML type, if there is a product for it.
     pub(super) fn of_ggml(dtype: GgmlDType) -> Option<Self> {
         Some(match dtype {
+            GgmlDType::F32 => Self::F32,
+            GgmlDType::F16 => Self::F16,
+            GgmlDType::BF16 => Self::Bf16,
             GgmlDType::Q4_0 => Self::Q4_0,
             GgmlDType::Q4_1 => Self::Q4_1,
             GgmlDType::Q5_0 => Self::Q5_0,

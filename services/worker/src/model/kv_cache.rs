@@ -103,6 +103,11 @@ impl KvCache {
         }
     }
 
+    /// Exchanges what a slot holds with another cache of the same model.
+    pub fn exchange(&mut self, slot: usize, other: &mut Self) {
+        std::mem::swap(&mut self.slots[slot], &mut other.slots[slot]);
+    }
+
     /// Copies the first `len` positions of a snapshot into an empty slot; the
     /// next token is at position `len`.
     pub fn restore(&mut self, slot: usize, snapshot: &KvSnapshot, len: usize) -> Result<()> {

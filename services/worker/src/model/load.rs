@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use steering_proto::payload::hex;
 
 use super::{
-    ConfigError, Model, ModelConfig, Quantization,
+    ConfigError, Model, ModelConfig, Quantization, SMALL,
     attention::Attention,
     config::RopeScaling,
     decoder::Layer,
@@ -34,7 +34,7 @@ pub struct LoadOptions {
     pub quantize: Option<Quantization>,
     /// Expand quantised matrices to `precision`.
     pub dequantize: bool,
-    /// Use matrices where they are in a GGUF file, if they can be, rather than copy them.
+    /// Use matrices where they are in their files, if they can be, rather than copy them.
     pub map: bool,
     /// Where to run.
     pub device: Device,
@@ -127,7 +127,9 @@ impl Model {
     ) -> Result<Self, LoadError> {
         let json = fs::read_to_string(config).map_err(|e| LoadError::file(config, &e))?;
         let config = ModelConfig::from_hf(&json)?;
-        let files = SafetensorsFiles::open(weights)?;
+        // What is quantised is made anew, and copied once more if it was mapped.
+        let map = options.map && options.device.is_cpu() && options.quantize.is_none();
+        let files = SafetensorsFiles::open(weights, map)?;
         let mut digest = Sha256::new_with_prefix(json.as_bytes());
         files
             .headers
@@ -186,6 +188,7 @@ fn build(
         device: options.device.clone(),
         quantize: options.quantize,
         dequantize: options.dequantize,
+        halves: options.device.is_cpu() && source.elements() > SMALL / size_of::<f32>(),
     };
     let mut loader = Loader::new(source, scheme, target);
     if scheme == Scheme::Gguf

@@ -14,13 +14,13 @@ use super::kernels::{self, Format, Mapped, Weights};
 pub(super) enum Matrix {
     /// In the model's dtype, contiguous.
     Dense(Tensor),
-    /// In a block format that the kernels multiply, on the CPU.
+    /// As a file has it, in a format that the kernels multiply, on the CPU.
     Packed(Arc<Packed>),
     /// In a block format, elsewhere.
     Quantized(Arc<QMatMul>, Arc<QTensor>),
 }
 
-/// A quantised matrix as it is stored.
+/// A matrix as it is stored.
 #[derive(Debug)]
 pub(super) struct Packed {
     dtype: GgmlDType,
@@ -68,6 +68,18 @@ impl Packed {
         &self.dims
     }
 
+    /// Whether it can stay as it is for activations of a type: floats of that type, or of
+    /// 16 bits where `halves` may stay, and what is quantised if not to be expanded.
+    pub(super) fn suits(&self, activations: DType, dequantize: bool, halves: bool) -> bool {
+        let half = halves && activations == DType::F32;
+        match self.dtype {
+            GgmlDType::F32 => activations == DType::F32,
+            GgmlDType::F16 => half || activations == DType::F16,
+            GgmlDType::BF16 => half || activations == DType::BF16,
+            _ => !dequantize,
+        }
+    }
+
     /// Bytes of a matrix of a type and shape.
     pub(super) fn size(dtype: GgmlDType, dims: &[usize]) -> usize {
         dims.iter().product::<usize>() / dtype.block_size() * dtype.type_size()
@@ -85,7 +97,8 @@ impl Packed {
 
     /// In f32.
     pub(super) fn dequantized(&self) -> Result<Tensor> {
-        let storage = QStorage::from_data(Cow::Borrowed(self.bytes()?), &Device::Cpu, self.dtype)?;
+        let aligned = self.bytes()?.to_vec(); // in a file, it may lie anywhere
+        let storage = QStorage::from_data(Cow::Owned(aligned), &Device::Cpu, self.dtype)?;
         QTensor::new(storage, self.dims.clone())?.dequantize(&Device::Cpu)
     }
 }

@@ -113,6 +113,8 @@ pub(super) struct Target {
     pub(super) quantize: Option<Quantization>,
     /// Expand matrices that are stored quantised.
     pub(super) dequantize: bool,
+    /// Leave matrices of 16-bit floats so, for activations in f32.
+    pub(super) halves: bool,
 }
 
 /// A set of weight files.
@@ -120,8 +122,17 @@ pub(super) trait Source {
     /// A tensor as stored; `None` if there is none of that name.
     fn load(&self, name: &str, device: &Device) -> Result<Option<Stored>, WeightsError>;
 
+    /// Numbers in all tensors.
+    fn elements(&self) -> usize;
+
     /// Names of all tensors.
     fn names(&self) -> Vec<String>;
+}
+
+/// Numbers in tensors of these shapes, which nobody has checked yet.
+fn elements<'a>(shapes: impl Iterator<Item = &'a [usize]>) -> usize {
+    let count = |shape: &[usize]| shape.iter().fold(1, |n: usize, dim| n.saturating_mul(*dim));
+    shapes.map(count).fold(0, usize::saturating_add)
 }
 
 /// A tensor as a file has it.
@@ -215,11 +226,15 @@ impl<'a> Loader<'a> {
             dtype,
             device,
             dequantize,
+            halves,
             quantize: _,
         } = self.target.clone();
         let tensor = match self.stored(part, &[shape.0, shape.1])? {
+            Stored::Packed(packed) if packed.suits(dtype, dequantize, halves) => {
+                return Ok(Matrix::packed(packed));
+            }
             stored if dequantize => stored.dense()?,
-            Stored::Packed(packed) => return Ok(Matrix::packed(packed)),
+            Stored::Packed(packed) => packed.dequantized()?,
             Stored::Quantized(tensor) => return Ok(Matrix::quantized(tensor, dtype)?),
             Stored::Dense(tensor) => tensor,
         };
@@ -235,6 +250,10 @@ impl<'a> Loader<'a> {
                 }
                 return Ok(Matrix::quantized(quantized, dtype)?);
             }
+        }
+        let half = matches!(tensor.dtype(), DType::F16 | DType::BF16);
+        if halves && half && dtype == DType::F32 {
+            return Ok(Matrix::dense(&tensor)?);
         }
         Ok(Matrix::dense(&tensor.to_dtype(dtype)?)?)
     }
@@ -297,3 +316,6 @@ impl<'a> Loader<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,8 +16,11 @@ use super::{
     isa::{Isa, total},
     math::{exp, tanh},
 };
+use sums::{all_scores, weighted_values};
 
-/// Partial sums of a dot product.
+mod sums;
+
+/// Partial sums of weights.
 const LANES: usize = 8;
 /// Query vectors that share a pass over keys and values.
 const TILE: usize = 16;
@@ -189,77 +192,6 @@ impl Kernel for Attend<'_> {
     }
 }
 
-/// `q · k` of every vector with every position, `[n, positions]`.
-#[inline(always)]
-fn all_scores(isa: impl Isa, queries: &[f32], keys: &[f32], head_dim: usize, scores: &mut [f32]) {
-    let n = queries.len() / head_dim;
-    let positions = keys.len() / head_dim;
-    for position in (0..positions).step_by(2) {
-        let pair = &keys[position * head_dim..(position + 2).min(positions) * head_dim];
-        for i in (0..n).step_by(4) {
-            let few = &queries[i * head_dim..(i + 4).min(n) * head_dim];
-            let at = i * positions + position;
-            match (few.len() / head_dim, pair.len() / head_dim) {
-                (4, 2) => dots::<4, 2, _>(isa, few, pair, &mut scores[at..], positions),
-                (4, _) => dots::<4, 1, _>(isa, few, pair, &mut scores[at..], positions),
-                (2, 2) => dots::<2, 2, _>(isa, few, pair, &mut scores[at..], positions),
-                (_, keys) => {
-                    for (j, query) in few.chunks_exact(head_dim).enumerate() {
-                        let scores = &mut scores[at + j * positions..];
-                        match keys {
-                            2 => dots::<1, 2, _>(isa, query, pair, scores, positions),
-                            _ => dots::<1, 1, _>(isa, query, pair, scores, positions),
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Dot products of each query with each key, written `stride` apart.
-#[inline(always)]
-fn dots<const Q: usize, const K: usize, I: Isa>(
-    isa: I,
-    queries: &[f32],
-    keys: &[f32],
-    scores: &mut [f32],
-    stride: usize,
-) {
-    let head_dim = queries.len() / Q;
-    let mut sums = [[isa.splat(0.0); K]; Q];
-    for at in (0..head_dim).step_by(LANES) {
-        let mut k = [isa.splat(0.0); K];
-        for (k, key) in k.iter_mut().zip(keys.chunks_exact(head_dim)) {
-            *k = load(isa, key, at);
-        }
-        for (sums, query) in sums.iter_mut().zip(queries.chunks_exact(head_dim)) {
-            let q = load(isa, query, at);
-            for (sum, k) in sums.iter_mut().zip(k) {
-                *sum = isa.fma(q, k, *sum);
-            }
-        }
-    }
-    let (fours, rest) = sums.as_flattened().as_chunks::<4>();
-    let fours = fours.iter().flat_map(|four| isa.totals(*four));
-    let rest = rest.iter().map(|sum| total(isa.array(*sum)));
-    for (at, score) in fours.chain(rest).enumerate() {
-        scores[at / K * stride + at % K] = score;
-    }
-}
-
-/// [`LANES`] numbers from `at` on; zeros behind the end.
-#[inline(always)]
-fn load<I: Isa>(isa: I, values: &[f32], at: usize) -> I::Floats {
-    let rest = &values[at..];
-    if let Some(lanes) = rest.first_chunk() {
-        return isa.floats(lanes);
-    }
-    let mut lanes = [0.0; LANES];
-    lanes[..rest.len()].copy_from_slice(rest);
-    isa.floats(&lanes)
-}
-
 /// Turns the scores of one vector into weights that are yet to be divided by
 /// their sum, which is returned.
 #[inline(always)]
@@ -291,105 +223,6 @@ fn weights<const FMA: bool>(rules: &Rules, scores: &mut [f32]) -> f32 {
         *sum += *s;
     }
     total(sums)
-}
-
-/// Adds the weighted values of a block of positions to every vector's sum.
-/// `weights` is `[n, positions]`.
-#[inline(always)]
-fn weighted_values(
-    isa: impl Isa,
-    weights: &[f32],
-    values: &[f32],
-    block: Range<usize>,
-    visible: &[Range<usize>],
-    out: &mut [f32],
-) {
-    let n = visible.len();
-    let (positions, head_dim) = (weights.len() / n, out.len() / n);
-    for (tile, out) in out.chunks_mut(4 * head_dim).enumerate() {
-        let first = 4 * tile;
-        let vectors = out.len() / head_dim;
-        let (mut starts, mut ends) = ([block.start; 4], [block.start; 4]);
-        for i in 0..vectors {
-            let range = &visible[first + i];
-            starts[i] = range.start.clamp(block.start, block.end);
-            ends[i] = range.end.clamp(starts[i], block.end);
-        }
-        let start = starts[..vectors].iter().fold(block.start, |a, b| a.max(*b));
-        let end = ends[..vectors].iter().fold(block.end, |a, b| a.min(*b));
-        let four = vectors == 4 && start < end;
-        // What all four see in one pass; what only some see, one by one.
-        let common = if four {
-            start..end
-        } else {
-            block.end..block.end
-        };
-        for (i, out) in out.chunks_exact_mut(head_dim).enumerate() {
-            let range = starts[i]..ends[i].min(common.start);
-            let at = (first + i) * positions;
-            let weights = &weights[at + range.start..at + range.end];
-            let values = &values[range.start * head_dim..range.end * head_dim];
-            accumulate::<1, _>(isa, weights, positions, values, out);
-        }
-        if !four {
-            continue;
-        }
-        let weights_of_all = &weights[first * positions + start..];
-        let common = &values[start * head_dim..end * head_dim];
-        accumulate::<4, _>(isa, weights_of_all, positions, common, out);
-        for (i, out) in out.chunks_exact_mut(head_dim).enumerate() {
-            let at = (first + i) * positions;
-            let weights = &weights[at + end..at + ends[i].max(end)];
-            let values = &values[end * head_dim..ends[i].max(end) * head_dim];
-            accumulate::<1, _>(isa, weights, positions, values, out);
-        }
-    }
-}
-
-/// `out[r] += weights[r] · values`, position by position; `out` is `[R, head_dim]`,
-/// and the rows of weights are `stride` apart.
-#[inline(always)]
-fn accumulate<const R: usize, I: Isa>(
-    isa: I,
-    weights: &[f32],
-    stride: usize,
-    values: &[f32],
-    out: &mut [f32],
-) {
-    let head_dim = out.len() / R;
-    for d in (0..head_dim).step_by(2 * LANES) {
-        let wide = d + 2 * LANES <= head_dim;
-        let width = (head_dim - d).min(2 * LANES);
-        let mut sums = [[isa.splat(0.0); 2]; R];
-        for (sums, out) in sums.iter_mut().zip(out.chunks_exact(head_dim)) {
-            let out = &out[..d + width];
-            *sums = [
-                load(isa, out, d),
-                load(isa, out, (d + LANES).min(d + width)),
-            ];
-        }
-        for (position, row) in values.chunks_exact(head_dim).enumerate() {
-            let row = &row[d..d + width];
-            let row = if wide {
-                [load(isa, row, 0), load(isa, row, LANES)]
-            } else {
-                [load(isa, row, 0), load(isa, row, LANES.min(width))]
-            };
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let weight = isa.splat(weights[r * stride + position]);
-                sums[0] = isa.fma(weight, row[0], sums[0]);
-                sums[1] = isa.fma(weight, row[1], sums[1]);
-            }
-        }
-        for (sums, out) in sums.into_iter().zip(out.chunks_exact_mut(head_dim)) {
-            for (sum, out) in sums.into_iter().zip(out[d..d + width].chunks_mut(LANES)) {
-                match out.as_mut_array() {
-                    Some(out) => *out = isa.array(sum),
-                    None => out.copy_from_slice(&isa.array(sum)[..out.len()]),
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]

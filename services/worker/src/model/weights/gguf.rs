@@ -15,7 +15,7 @@ use candle_core::{
     },
 };
 
-use super::{Source, Stored, WeightsError};
+use super::{Source, Stored, WeightsError, elements};
 use crate::model::{
     kernels::Mapped,
     matrix::{Bytes, Packed},
@@ -91,18 +91,20 @@ impl Source for GgufFile {
             file: self.path.clone(),
             problem: "an earlier read failed".to_owned(),
         })?;
-        let dense = matches!(
-            info.ggml_dtype,
-            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16
-        );
         if device.is_cpu() && Packed::supports(info.ggml_dtype) {
             return Ok(Some(Stored::Packed(self.packed(&mut file, info)?)));
         }
         let tensor = self.content.tensor(&mut *file, name, device)?;
-        if dense {
+        let floats = [GgmlDType::F32, GgmlDType::F16, GgmlDType::BF16];
+        if floats.contains(&info.ggml_dtype) {
             return Ok(Some(Stored::Dense(tensor.dequantize(device)?)));
         }
         Ok(Some(Stored::Quantized(tensor)))
+    }
+
+    fn elements(&self) -> usize {
+        let infos = self.content.tensor_infos.values();
+        elements(infos.map(|info| info.shape.dims()))
     }
 
     fn names(&self) -> Vec<String> {

@@ -5,13 +5,17 @@ use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, quantized::GgmlDType};
 use serde::Deserialize;
 
-use super::{Source, Stored, WeightsError};
+use super::{Source, Stored, WeightsError, elements};
+use crate::model::{
+    kernels::Mapped,
+    matrix::{Bytes, Packed},
+};
 
 /// Longest header accepted; real ones have a few hundred kilobytes.
 const MAX_HEADER_BYTES: u64 = 64 << 20;
@@ -20,6 +24,8 @@ const MAX_HEADER_BYTES: u64 = 64 << 20;
 #[derive(Debug)]
 pub(in crate::model) struct SafetensorsFiles {
     files: Vec<(PathBuf, Mutex<File>)>,
+    /// The files in memory, where matrices are used where they are.
+    maps: Option<Vec<Arc<Mapped>>>,
     entries: HashMap<String, Entry>,
     /// Headers, for the model's digest.
     pub(in crate::model) headers: Vec<Vec<u8>>,
@@ -42,9 +48,11 @@ struct HeaderEntry {
 }
 
 impl SafetensorsFiles {
-    pub(in crate::model) fn open(paths: &[PathBuf]) -> Result<Self, WeightsError> {
+    /// `map`: whether matrices are used where they are in the files.
+    pub(in crate::model) fn open(paths: &[PathBuf], map: bool) -> Result<Self, WeightsError> {
         let mut all = Self {
             files: Vec::new(),
+            maps: map.then(Vec::new),
             entries: HashMap::new(),
             headers: Vec::new(),
         };
@@ -96,6 +104,9 @@ impl SafetensorsFiles {
                 return Err(fail(format!("{name} is in more than one file")));
             }
         }
+        if let Some(maps) = &mut self.maps {
+            maps.push(Arc::new(Mapped::new(&file).map_err(io)?));
+        }
         self.files.push((path.to_owned(), Mutex::new(file)));
         self.headers.push(header);
         Ok(())
@@ -133,6 +144,16 @@ impl Source for SafetensorsFiles {
             let text = format!("{} bytes for shape {:?}", entry.len, entry.shape);
             return Err(fail(text));
         }
+        if let (Some(maps), [_, _]) = (&self.maps, &entry.shape[..])
+            && let Some(format) = as_in_gguf(dtype)
+        {
+            let bytes = Bytes::Mapped(maps[entry.file].clone(), entry.offset as usize);
+            return Ok(Some(Stored::Packed(Packed::new(
+                format,
+                bytes,
+                &entry.shape,
+            )?)));
+        }
         let mut bytes = vec![0; entry.len];
         let mut file = file
             .lock()
@@ -144,9 +165,23 @@ impl Source for SafetensorsFiles {
         Ok(Some(Stored::Dense(tensor)))
     }
 
+    fn elements(&self) -> usize {
+        elements(self.entries.values().map(|entry| &entry.shape[..]))
+    }
+
     fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self.entries.keys().cloned().collect();
         names.sort_unstable();
         names
     }
+}
+
+/// The name that the kernels know a type of floats by.
+fn as_in_gguf(dtype: DType) -> Option<GgmlDType> {
+    Some(match dtype {
+        DType::F32 => GgmlDType::F32,
+        DType::F16 => GgmlDType::F16,
+        DType::BF16 => GgmlDType::BF16,
+        _ => return None,
+    })
 }

@@ -8,6 +8,12 @@ pub(in crate::model::kernels) trait Floats {
     /// A block, in pieces of eight elements.
     type Stored;
 
+    /// A row as it is, where that is how the products need it.
+    #[inline(always)]
+    fn in_place(row: &[u8]) -> Option<&[[f32; 8]]> {
+        let _ = row;
+        None
+    }
     /// Whole blocks of a row, and the bytes of a last block that isn't.
     fn stored(row: &[u8]) -> (&[Self::Stored], &[u8]);
     fn unpack<I: Isa>(isa: I, stored: &Self::Stored) -> [I::Floats; 4];
@@ -20,9 +26,11 @@ pub(in crate::model::kernels) struct F16;
 pub(in crate::model::kernels) struct Bf16;
 
 macro_rules! floats {
-    ($format:ident, $bytes:literal, |$isa:ident, $eight:ident| $read:expr) => {
+    ($format:ident, $bytes:literal, |$isa:ident, $eight:ident| $read:expr $(, $in_place:item)?) => {
         impl Floats for $format {
             type Stored = [[u8; 8 * $bytes]; 4];
+
+            $(#[inline(always)] $in_place)?
 
             #[inline(always)]
             fn stored(row: &[u8]) -> (&[Self::Stored], &[u8]) {
@@ -50,13 +58,21 @@ macro_rules! floats {
     };
 }
 
-floats!(F32, 4, |isa, eight| {
-    let mut values = [0.0; 8];
-    for (value, bytes) in values.iter_mut().zip(eight.as_chunks().0) {
-        *value = f32::from_le_bytes(*bytes);
+floats!(
+    F32,
+    4,
+    |isa, eight| {
+        let mut values = [0.0; 8];
+        for (value, bytes) in values.iter_mut().zip(eight.as_chunks().0) {
+            *value = f32::from_le_bytes(*bytes);
+        }
+        isa.floats(&values)
+    },
+    fn in_place(row: &[u8]) -> Option<&[[f32; 8]]> {
+        let whole = cfg!(target_endian = "little") && row.len().is_multiple_of(32);
+        whole.then(|| bytemuck::try_cast_slice(row).ok()).flatten()
     }
-    isa.floats(&values)
-});
+);
 floats!(F16, 2, |isa, eight| {
     let mut halves = [0; 8];
     for (half, bytes) in halves.iter_mut().zip(eight.as_chunks().0) {

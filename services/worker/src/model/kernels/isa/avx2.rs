@@ -290,13 +290,14 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
     #[inline(always)]
     fn totals(self, four: [__m256; 4]) -> [f32; 4] {
         unsafe {
-            let halves = four.map(|lanes| {
-                _mm_add_ps(
-                    _mm256_castps256_ps128(lanes),
-                    _mm256_extractf128_ps::<1>(lanes),
-                )
-            });
-            let [a, b, c, d] = halves;
+            // Neither by a closure nor by `map`: those stay calls.
+            let [a, b, c, d] = four;
+            let (a, a_) = (_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let (b, b_) = (_mm256_castps256_ps128(b), _mm256_extractf128_ps::<1>(b));
+            let (c, c_) = (_mm256_castps256_ps128(c), _mm256_extractf128_ps::<1>(c));
+            let (d, d_) = (_mm256_castps256_ps128(d), _mm256_extractf128_ps::<1>(d));
+            let (a, b) = (_mm_add_ps(a, a_), _mm_add_ps(b, b_));
+            let (c, d) = (_mm_add_ps(c, c_), _mm_add_ps(d, d_));
             let (ab, ab_) = (_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
             let (cd, cd_) = (_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
             let even = _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movelh_ps(ab_, cd_));

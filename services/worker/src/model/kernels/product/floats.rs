@@ -15,6 +15,8 @@ const ROWS: usize = 3;
 const CHUNK: usize = 48;
 
 /// Computes the columns.
+// Iterators over these arrays keep them in memory rather than in registers.
+#[allow(clippy::needless_range_loop)]
 #[inline(always)]
 pub(super) fn compute<F: Floats>(mut columns: Columns<'_>, isa: impl Isa) {
     let row_bytes = columns.weights.bytes_of(columns.weights.in_width);
@@ -24,12 +26,12 @@ pub(super) fn compute<F: Floats>(mut columns: Columns<'_>, isa: impl Isa) {
         let (groups, rest) = out.as_chunks_mut::<GROUP>();
         let mut rows = weights.chunks_exact(row_bytes);
         for (i, out) in groups.iter_mut().enumerate() {
-            isa.prefetch(ahead(weights, i + 2, GROUP * row_bytes));
+            let next = ahead(weights, i + 2, GROUP * row_bytes);
             let group = [(); GROUP].map(|()| rows.next().unwrap_or_default());
-            *out = isa.totals(row_sums::<F, _, _>(isa, group, x));
+            *out = isa.totals(row_sums::<F, _, _>(isa, (group, next), x));
         }
         for (out, row) in rest.iter_mut().zip(rows) {
-            let [sum] = row_sums::<F, _, _>(isa, [row], x);
+            let [sum] = row_sums::<F, _, _>(isa, ([row], &[]), x);
             *out = total(isa.array(sum));
         }
         return;
@@ -39,21 +41,29 @@ pub(super) fn compute<F: Floats>(mut columns: Columns<'_>, isa: impl Isa) {
     for (chunk, out) in columns.out.chunks_mut(CHUNK).enumerate() {
         let sums = &mut sums[..out.len()];
         for (i, column) in (0..out[0].len()).step_by(GROUP).enumerate() {
-            isa.prefetch(ahead(weights, i + 1, GROUP * row_bytes));
+            let next = ahead(weights, i + 1, GROUP * row_bytes);
             let group = GROUP.min(out[0].len() - column);
             let rows = &weights[column * row_bytes..(column + group) * row_bytes];
             sums.fill([isa.splat(0.0); GROUP]);
             for tile in 0..columns.weights.in_width.div_ceil(TILE) {
-                for (unpacked, row) in tiles.iter_mut().zip(rows.chunks_exact(row_bytes)) {
-                    unpack::<F>(isa, row, tile, unpacked);
+                isa.prefetch(ahead(next, tile, GROUP * columns.weights.bytes_of(TILE)));
+                let eights = TILE.min(columns.weights.in_width - tile * TILE).div_ceil(8);
+                let mut weights = [&[][..]; GROUP];
+                for g in 0..GROUP {
+                    // Where there are fewer rows, the last stands in.
+                    let row = &rows[g.min(group - 1) * row_bytes..][..row_bytes];
+                    match F::in_place(row) {
+                        Some(row) => weights[g] = &row[tile * TILE / 8..][..eights],
+                        None => unpack::<F>(isa, row, tile, &mut tiles[g]),
+                    }
                 }
-                let width = TILE.min(columns.weights.in_width - tile * TILE);
-                tile_sums(
-                    isa,
-                    (&tiles, width),
-                    columns.x.floats.tiles(tile, chunk * CHUNK),
-                    sums,
-                );
+                for g in 0..GROUP {
+                    if weights[g].is_empty() {
+                        weights[g] = &tiles[g].0[..eights];
+                    }
+                }
+                let x = columns.x.floats.tiles(tile, chunk * CHUNK);
+                tile_sums(isa, weights, x, sums);
             }
             for (out, sums) in out.iter_mut().zip(&*sums) {
                 let totals = isa.totals(*sums);
@@ -68,13 +78,13 @@ pub(super) fn compute<F: Floats>(mut columns: Columns<'_>, isa: impl Isa) {
 }
 
 /// Sums of some weight rows with one activation row, straight from what is
-/// stored: several, since one row's sums wait for each other.
-// Iterators over these arrays keep them in memory rather than in registers.
+/// stored: several, since one row's sums wait for each other. What comes after the
+/// rows is asked for little by little: all at once would have to wait.
 #[allow(clippy::needless_range_loop)]
 #[inline(always)]
 fn row_sums<F: Floats, I: Isa, const G: usize>(
     isa: I,
-    weights: [&[u8]; G],
+    (weights, next): ([&[u8]; G], &[u8]),
     x: &[[[f32; 8]; 4]],
 ) -> [I::Floats; G] {
     let mut sums = [isa.splat(0.0); G];
@@ -89,6 +99,7 @@ fn row_sums<F: Floats, I: Isa, const G: usize>(
         *pieces = &stored[..n];
     }
     for (i, x) in whole.iter().enumerate() {
+        isa.prefetch(ahead(next, i, G * size_of::<F::Stored>()));
         for g in 0..G {
             let w = F::unpack(isa, &pieces[g][i]);
             for (w, x) in w.into_iter().zip(x) {
@@ -106,12 +117,12 @@ fn row_sums<F: Floats, I: Isa, const G: usize>(
     sums
 }
 
-/// Adds the products of tiles of weights, `width` elements wide, with a tile of
-/// every activation row. The same numbers in the same order as [`row_sums`].
+/// Adds the products of a tile's width of weights with a tile of every activation
+/// row. The same numbers in the same order as [`row_sums`].
 #[inline(always)]
 fn tile_sums<I: Isa>(
     isa: I,
-    (weights, width): (&[Tile; GROUP], usize),
+    weights: [&[[f32; 8]]; GROUP],
     x: &[Tile],
     sums: &mut [[I::Floats; GROUP]],
 ) {
@@ -126,16 +137,11 @@ fn tile_sums<I: Isa>(
             _ => ROWS,
         };
         if let (ROWS, Some(sums)) = (together, left.first_chunk_mut::<ROWS>()) {
-            multiply(
-                isa,
-                (weights, width),
-                [&x[row], &x[row + 1], &x[row + 2]],
-                sums,
-            );
+            multiply(isa, weights, [&x[row], &x[row + 1], &x[row + 2]], sums);
         } else if let (2, Some(sums)) = (together, left.first_chunk_mut::<2>()) {
-            multiply(isa, (weights, width), [&x[row], &x[row + 1]], sums);
+            multiply(isa, weights, [&x[row], &x[row + 1]], sums);
         } else if let Some(sums) = left.first_chunk_mut::<1>() {
-            multiply(isa, (weights, width), [&x[row]], sums);
+            multiply(isa, weights, [&x[row]], sums);
         }
         row += together;
     }
@@ -168,21 +174,23 @@ pub(in crate::model::kernels) fn unpack<F: Floats>(
     left.for_each(|to| *to = [[0.0; 8]; 4]);
 }
 
-/// Adds the products of tiles of weights, `width` elements wide, and activations
-/// to their sums.
+/// Adds the products of weights and activations to their sums.
 #[inline(always)]
 fn multiply<I: Isa, const R: usize>(
     isa: I,
-    (weights, width): (&[Tile; GROUP], usize),
+    weights: [&[[f32; 8]]; GROUP],
     rows: [&Tile; R],
     sums: &mut [[I::Floats; GROUP]; R],
 ) {
     let mut local = *sums;
-    for v in 0..width.min(TILE).div_ceil(8) {
+    let n = weights[0].len().min(TILE / 8);
+    let weights = weights.map(|w| &w[..n]);
+    let rows = rows.map(|row| &row.0[..n]);
+    for v in 0..n {
         for g in 0..GROUP {
-            let w = isa.floats(&weights[g].0[v]);
+            let w = isa.floats(&weights[g][v]);
             for r in 0..R {
-                local[r][g] = isa.fma(w, isa.floats(&rows[r].0[v]), local[r][g]);
+                local[r][g] = isa.fma(w, isa.floats(&rows[r][v]), local[r][g]);
             }
         }
     }
