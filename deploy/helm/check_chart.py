@@ -90,6 +90,30 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"workerDefaults": {"gpu": {"count": 1}}, "workers": {"a": {**POOL, "image": "i"}}, **OPEN},
         "workers.a.image: with gpu.count",
     ),
+    (
+        {
+            "workerDefaults": {"image": "mine", "gpu": {"count": 1}},
+            "workers": {"a": POOL, "b": POOL},
+            **OPEN,
+        },
+        'workerDefaults.image: "mine" is given',
+    ),
+    (
+        {"workers": {"a": {**POOL, "gpu": {"image": "mine"}}}, **OPEN},
+        "workers.a.gpu.image: is given, but gpu.count is 0",
+    ),
+    (
+        {"workers": {"a": {**POOL, "gpu": {"resource": "amd.com/gpu"}}}, **OPEN},
+        "workers.a.gpu.resource: is given, but gpu.count is 0",
+    ),
+    (
+        {"workers": {"a": {**POOL, "maxUnavailable": "101%"}}, **OPEN},
+        "workers.a.maxUnavailable: 101% is more",
+    ),
+    (
+        {"workers": {"a": {**POOL, "rollout": {"maxUnavailable": "1000%"}}}, **OPEN},
+        "workers.a.rollout.maxUnavailable: 1000% is more",
+    ),
     ({"workers": {"a": {**POOL, "grpcRoute": {"enabled": True}}}, **OPEN}, "grpcRoute.parentRefs"),
     ({"registry": {"replicas": 2}, **OPEN}, "SQLite is one replica"),
     ({"registry": {"mode": "postgres"}, **OPEN}, "registry.postgres.existingSecret"),
@@ -97,6 +121,24 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"registry": {"postgres": {"objects": "s3://b"}}, **OPEN}, "registry.mode is sqlite"),
     ({"registry": {"postgres": {"objectsSecret": "s"}}, **OPEN}, "registry.mode is sqlite"),
     ({"registry": {"postgres": {"backup": {"enabled": True}}}, **OPEN}, "registry.mode is sqlite"),
+    *(
+        (
+            {
+                "registry": {
+                    "mode": "postgres",
+                    "postgres": {"existingSecret": "s", "objects": "s3://b"},
+                    "storage": {key: "mine"},
+                },
+                **OPEN,
+            },
+            f"registry.storage.{key}: is given, but with registry.mode postgres",
+        )
+        for key in ("existingClaim", "storageClassName")
+    ),
+    (
+        {"registry": {"storage": {"existingClaim": "c", "storageClassName": "fast"}}, **OPEN},
+        "registry.storage.storageClassName: is given, but storage.existingClaim",
+    ),
     ({"registry": {"mode": "mysql"}, **OPEN}, "mode"),
     ({"registry": {"hubAllow": ["*"]}, **OPEN}, "hubAllow"),
     ({"tls": {"enabled": True}, **OPEN}, "tls.registrySecret"),
@@ -105,6 +147,20 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tls": {"registrySecret": "t"}, **OPEN}, "tls.registrySecret: is given"),
     ({"tls": {"certManager": {"enabled": True}}, **OPEN}, "tls.certManager.enabled: is given"),
     ({"tls": {"enabled": True, "certManager": {"enabled": True}}, **OPEN}, "issuerRef.name"),
+    *(
+        (
+            {
+                "tls": {
+                    "enabled": True,
+                    "certManager": {"enabled": True, "issuerRef": {"name": "i"}},
+                    key: "mine",
+                },
+                **OPEN,
+            },
+            f"tls.{key}: is given, but tls.certManager",
+        )
+        for key in ("workerSecret", "registrySecret")
+    ),
     ({"metric": {}, **OPEN}, "metric"),
     ({"tracing": {"otlpEndpoint": "collector:4317"}, **OPEN}, "otlpEndpoint"),
     ({"tracing": {"otlpEndpoint": "http://collector:0"}, **OPEN}, "otlpEndpoint"),
@@ -133,7 +189,7 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
                     "maxUnavailable": 1_000_000,
                     "rollout": {"maxSurge": 1_000_000, "maxUnavailable": "50%"},
                 },
-                "b": {**POOL, "replicas": 2, "maxUnavailable": "50%"},
+                "b": {**POOL, "replicas": 2, "maxUnavailable": "100%"},
                 "c": {
                     **POOL,
                     "autoscaling": {
@@ -146,6 +202,14 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
             },
             "auth": {"existingSecret": "keys", "key": ".a..B_c-1"},
             "tracing": {"otlpEndpoint": "https://collector:65535"},
+        },
+    ),
+    (
+        "steer",
+        {
+            "workerDefaults": {"image": "mine"},
+            "workers": {"a": POOL, "b": {**POOL, "gpu": {"count": 1, "image": "gpu"}}},
+            **OPEN,
         },
     ),
     ("true", {"workers": {"123": POOL, "true": POOL, "1e3": POOL, "null": POOL}, **OPEN}),

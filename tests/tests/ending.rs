@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use steering_client::{Client, Endpoints, prompt, v1};
+use steering_client::{Client, Endpoints, Health, prompt, v1};
 use steering_e2e::{Fixture, binaries::binary, request};
 use tempfile::TempDir;
 use tokio::{
@@ -17,6 +17,7 @@ use tokio::{
     process::{Child, Command},
     time::{sleep, timeout},
 };
+use tonic::Code;
 
 /// What running requests get here.
 const DRAIN_SECONDS: u64 = 5;
@@ -199,6 +200,34 @@ async fn a_download_that_stands_still_holds_no_end_up() {
     signal("TERM", worker.id()).await;
     let ended = timeout(SLACK, worker.wait()).await.expect("in time");
     assert_eq!(ended.expect("ends").code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_database_that_does_not_answer_holds_no_end_up() {
+    let folder = TempDir::new().expect("folder");
+    // Takes connections, and never answers.
+    let database = TcpListener::bind("127.0.0.1:0").await.expect("port");
+    let address = database.local_addr().expect("address");
+    let args = [
+        format!("--data={}", folder.path().join("data").display()),
+        format!("--database=postgres://user:password@{address}/steer"),
+        // For balancers to take notice; none has heard of it.
+        "--drain-delay=60".to_owned(),
+    ];
+    let mut registry = Service::start("steer-registry", folder.path(), &args).await;
+    let asked = timeout(SLACK, database.accept()).await.expect("in time");
+    let _connection = asked.expect("the database is asked");
+    // Until then it says what it waits for.
+    let client = registry.client();
+    let health = client.health(steering_client::Service::Registry).await;
+    assert_eq!(health.expect("answers"), Health::NotServing);
+    let refused = client.registry().list_saes(v1::ListSaesRequest::default());
+    let refused = refused.await.expect_err("loading");
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    let (status, took) = registry.terminate(Duration::ZERO).await;
+    assert_eq!(status.code(), Some(0), "{}", registry.said());
+    // It waits for the database no longer than that, whether told to stop or not.
+    assert!(took < Duration::from_secs(4), "{took:?}");
 }
 
 #[tokio::test]

@@ -131,6 +131,15 @@ async fn a_full_queue_refuses_and_says_when_to_retry() {
     assert_eq!(model.limits.expect("limits").max_queued_requests, 1);
     let retry = refused.get_details_retry_info().expect("RetryInfo");
     assert!(retry.retry_delay.expect("a delay") > Duration::ZERO);
+    let info = refused.get_details_error_info().expect("ErrorInfo");
+    assert_eq!(
+        (info.reason.as_str(), info.domain.as_str()),
+        ("QUEUE_FULL", "worker.steering.v1")
+    );
+    // Before it is read, whatever it says.
+    let empty = v1::ScoreTextRequest::default();
+    let score = services.client.worker().score_text(empty).await;
+    assert_eq!(score.expect_err("refused").message(), refused.message());
     drop(held);
     for stream in queued {
         let answer = timeout(PATIENCE, stream.collect()).await.expect("in time");

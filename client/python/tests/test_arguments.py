@@ -96,6 +96,32 @@ def test_a_time_is_finite_and_above_0(client: Client, wrong: Any) -> None:
             ask_async(ask)
 
 
+@pytest.mark.parametrize(
+    ("field", "wrong", "allowed"),
+    [
+        *(("attempts", wrong, "1 to 2^32-1") for wrong in (0, -1, 1.5, math.inf, True, "3", None)),
+        *(
+            (field, wrong, "a finite number above 0")
+            for field in ("backoff_s", "backoff_max_s")
+            for wrong in (0, -0.1, math.nan, math.inf, True, "1", None)
+        ),
+    ],
+)
+def test_a_retry_names_what_is_wrong(field: str, wrong: Any, allowed: str) -> None:
+    says = f"retry.{field}: is {wrong!r}; must be {allowed}"
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+        Retry(**{field: wrong})
+
+
+def test_any_number_of_attempts_has_a_backoff() -> None:
+    retry = Retry(attempts=2**32 - 1)
+    error = Unavailable("stopping")
+    delays = [retry.delay_s(error, attempt, math.inf) for attempt in (1, 2, 3, 5000, 2**31)]
+    assert all(delay is not None for delay in delays)
+    for delay, backoff in zip(delays, (0.1, 0.2, 0.4, 5.0, 5.0), strict=True):
+        assert backoff <= (delay or 0.0) <= 1.25 * backoff
+
+
 @pytest.mark.parametrize("timeout", [None, 1e12])
 def test_no_time_is_the_default_and_a_long_one_is_no_short_one(
     client: Client, timeout: float | None

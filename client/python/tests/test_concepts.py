@@ -23,6 +23,8 @@ def test_activations_are_encoded(client: Client) -> None:
     text = "The goalie stopped the puck and the hockey team won on the ice."
     [one] = client.capture([text], HOOK, pooling="per_token")
     rows = client.registry.encode(one.activations, top=5)
+    unlabelled = next(row for row in rows if not row[0].label)
+    assert f"entries: #{unlabelled[0].feature_index}, " in repr(unlabelled)
     assert len(rows) == one.n_tokens
     assert "ice-hockey" in {feature.label for row in rows for feature in row}
     strengths = [feature.activation for feature in rows[-1]]
@@ -39,6 +41,13 @@ def test_cavs_are_trained_and_judged(client: Client) -> None:
         assert [cav.name for cav in trained] == ["left", "right"]
         assert trained[0].training.auc.value > 0.95
         assert not trained[0].training.noise
+        assert trained.trained_before == []
+        # Another seed permutes and holds out others, and stores the same numbers.
+        again = client.registry.train_cavs(rows, labels, hook=HOOK, model_id="model", seed=2)
+        assert again.trained_before == ["left", "right"]
+        assert [cav.training for cav in again] == [cav.training for cav in trained]
+        for shown in (repr(again), again._repr_html_()):
+            assert "shown with their first training: left, right" in shown
         vector = client.registry.cav("left").vector
         difference = directions["left"] - directions["right"]
         assert vector @ difference / np.linalg.norm(vector) > 0.5 * np.linalg.norm(difference)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,30 @@ def test_search_and_listings(client: Client) -> None:
     assert [sae.sae_id for sae in client.registry.saes()] == ["demo"]
     assert "birds" in [cav.name for cav in client.registry.cavs("bi")]
     assert "ice-hockey" in found._repr_html_()
+
+
+def test_what_is_left_out_is_said(client: Client, tmp_path: Path) -> None:
+    whole = client.registry.features("demo", limit=None)
+    assert whole.truncated == ""
+    assert "more" not in repr(whole)
+    part = client.registry.features("demo", limit=3)
+    assert part.truncated == "the first 3; more with a larger limit"
+    assert part.truncated in repr(part)
+    assert part.truncated in part._repr_html_()
+    # More words begin with "q" than a search looks at.
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps({f"a q{i:03}x": i % 64 for i in range(700)}))
+    sae = DEMO / demo_file()["sae"]["path"]
+    client.registry.import_sae(sae, name="many", hook=HOOK, model_id="m")
+    try:
+        client.registry.import_labels(labels, sae="many")
+        found = client.registry.search("q", sae="many", limit=1000)
+        assert len(found) < 700
+        assert "the words of the query stand for too many" in found.truncated
+        assert found.truncated in repr(found)
+        assert client.registry.search("q123x", sae="many").truncated == ""
+    finally:
+        assert client.registry.delete_sae("many", purge=True) == 1
 
 
 def test_a_feature_comes_with_its_vectors(client: Client) -> None:

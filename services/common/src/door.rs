@@ -24,6 +24,7 @@ use crate::{
     deadline,
     keys::KeyRing,
     metrics::Metrics,
+    queue::Queue,
     quota::{Permit, Quotas},
     record::{Record, Recorded},
     refusal::Refusal,
@@ -59,7 +60,26 @@ pub(crate) struct Door {
     /// Health and reflection.
     pub(crate) common: Routes,
     /// The service, once it has loaded.
-    pub(crate) own: OnceLock<Routes>,
+    pub(crate) own: OnceLock<Own>,
+}
+
+/// A service that has loaded.
+#[derive(Debug)]
+pub(crate) struct Own {
+    pub(crate) routes: Routes,
+    pub(crate) queue: Option<Queue>,
+}
+
+/// Why a request goes no further.
+enum TurnedAway<'a> {
+    Refused(Refusal),
+    Full(&'a Queue),
+}
+
+impl From<Refusal> for TurnedAway<'_> {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
 }
 
 /// The door as tonic takes it.
@@ -88,18 +108,19 @@ impl Door {
         let id = HeaderValue::from_str(&names.request_id);
         let metrics = self.metrics.clone();
         let mut record = Record::begin(metrics, self.spans.as_ref(), &path, names);
-        request.extensions_mut().insert(record.span());
-        let names = record.names();
-        let span = tracing::info_span!("request", id = names.request_id, trace_id = names.trace_id);
         let response = match self.admit(request.headers(), &path, &mut record) {
-            Err(refusal) => {
-                self.metrics.refused(refusal.reason());
-                record.refused(refusal.reason());
-                Status::from(refusal).into_http()
-            }
+            Err(turned_away) => self.turn_away(&turned_away, &mut record),
             Ok(permit) => {
                 record.hold(permit);
-                self.in_time(request, &path).instrument(span).await
+                request.extensions_mut().insert(record.span());
+                let Names {
+                    request_id,
+                    trace_id,
+                    ..
+                } = record.names();
+                let span = tracing::info_span!("request", id = request_id, trace_id);
+                let answered = self.in_time(request, &path, &mut record);
+                answered.instrument(span).await
             }
         };
         let mut response = Recorded::wrap(response, record, self.max_request_time);
@@ -115,7 +136,7 @@ impl Door {
         headers: &http::HeaderMap,
         path: &str,
         record: &mut Record,
-    ) -> Result<Option<Permit>, Refusal> {
+    ) -> Result<Option<Permit>, TurnedAway<'_>> {
         // What nobody has declared, nobody but an administrator may call.
         let access = access(path).unwrap_or(Access::Scope(Scope::Admin));
         if access == Access::Open {
@@ -128,29 +149,54 @@ impl Door {
             key.check(access)?;
         }
         match *self.phase.borrow() {
-            Phase::Loading if access != Access::AnyKey => return Err(Refusal::Loading),
+            Phase::Loading if access != Access::AnyKey => return Err(Refusal::Loading.into()),
             Phase::Loading | Phase::Serving | Phase::Draining => {}
-            Phase::Refusing | Phase::Stopping => return Err(Refusal::Stopping),
+            Phase::Refusing | Phase::Stopping => return Err(Refusal::Stopping.into()),
         }
         let permit = key.map(|key| self.quotas.enter(key)).transpose()?;
-        Ok(permit.flatten())
+        match self.own.get().and_then(|own| own.queue.as_ref()) {
+            Some(queue) if queue.refuses(path) => Err(TurnedAway::Full(queue)),
+            _ => Ok(permit.flatten()),
+        }
+    }
+
+    fn turn_away(&self, why: &TurnedAway<'_>, record: &mut Record) -> Response<Body> {
+        let (reason, response) = match why {
+            TurnedAway::Refused(refusal) => (refusal.reason(), Status::from(*refusal).into_http()),
+            TurnedAway::Full(queue) => {
+                record.one_of_many(queue.line());
+                (queue.reason(), queue.refusal())
+            }
+        };
+        self.metrics.refused(reason);
+        record.refused(reason);
+        response
     }
 
     /// Bounds the time until a response begins. Whoever works on it sees the bound in the
     /// header; the response itself is cut by [`Recorded`].
-    async fn in_time(&self, mut request: Request<Body>, path: &str) -> Response<Body> {
+    async fn in_time(
+        &self,
+        mut request: Request<Body>,
+        path: &str,
+        record: &mut Record,
+    ) -> Response<Body> {
         let Some(most) = self.max_request_time else {
             return self.answer(request, path).await;
         };
         deadline::limit(request.headers_mut(), most);
         let answer = tokio::time::timeout(most, self.answer(request, path)).await;
-        answer.unwrap_or_else(|_| Status::from(Refusal::TooLong { most }).into_http())
+        answer.unwrap_or_else(|_| {
+            let refusal = Refusal::TooLong { most };
+            record.refused(refusal.reason());
+            Status::from(refusal).into_http()
+        })
     }
 
     async fn answer(&self, request: Request<Body>, path: &str) -> Response<Body> {
         let routes = match access(path) {
             Some(Access::Open | Access::AnyKey) => Some(&self.common),
-            Some(Access::Scope(_)) | None => self.own.get(),
+            Some(Access::Scope(_)) | None => self.own.get().map(|own| &own.routes),
         };
         let Some(mut routes) = routes.cloned() else {
             return Status::from(Refusal::Loading).into_http();
@@ -163,72 +209,4 @@ impl Door {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{
-        io,
-        sync::{Mutex, PoisonError},
-    };
-
-    use steering_proto::access::{KeyEntry, hex, key_digest};
-
-    use super::*;
-
-    /// A log in memory.
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            log.write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    fn door(entry: &KeyEntry) -> Door {
-        let line = serde_json::to_string(entry).expect("JSON");
-        let ring = KeyRing::parse(line.as_bytes()).expect("a key");
-        Door {
-            keys: Some(watch::channel(Arc::new(ring)).1),
-            quotas: Quotas::default(),
-            metrics: Metrics::new("0").expect("metrics"),
-            spans: None,
-            phase: watch::channel(Phase::Serving).1,
-            max_request_time: None,
-            common: Routes::default(),
-            own: OnceLock::new(),
-        }
-    }
-
-    #[tokio::test]
-    async fn who_is_turned_away_is_named_with_the_reason() {
-        let log = Log::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_writer(move || writer.clone())
-            .with_ansi(false)
-            .finish();
-        let _guard = tracing::subscriber::set_default(subscriber);
-        let door = door(&KeyEntry {
-            id: "alice".to_owned(),
-            sha256: hex(&key_digest("secret")),
-            scopes: vec![Scope::RegistryRead],
-            expires: None,
-            requests_per_minute: None,
-            concurrent_requests: None,
-        });
-        let request = Request::builder()
-            .uri("/steering.v1.ModelWorkerService/GetModel")
-            .header("authorization", "Bearer secret");
-        let request = request.body(Body::empty()).expect("a request");
-        drop(door.pass(request).await);
-        let log = log.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let log = String::from_utf8(log).expect("text");
-        assert!(log.contains("key=\"alice\""), "{log}");
-        assert!(log.contains("reason=\"MISSING_SCOPE\""), "{log}");
-        assert!(!log.contains("secret"), "{log}");
-    }
-}
+mod tests;

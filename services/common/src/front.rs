@@ -13,10 +13,11 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     config::{Operation, Security},
-    door::{Door, Entrance, Phase},
+    door::{Door, Entrance, Own, Phase},
     keys,
     metrics::Metrics,
     ops,
+    queue::Queue,
     quota::Quotas,
     span::Spans,
     tls,
@@ -174,10 +175,15 @@ impl Front {
         })
     }
 
-    /// Serves requests from now on; health says SERVING.
-    pub async fn open(&self, service: Routes) {
+    /// Serves requests from now on; health says SERVING. Calls that wait in `queue` are
+    /// refused while it is full.
+    pub async fn open(&self, service: Routes, queue: Option<Queue>) {
+        let own = Own {
+            routes: service.prepare(),
+            queue,
+        };
         // A second call would find the first one's service: there is none.
-        let _ = self.door.own.set(service.prepare());
+        let _ = self.door.own.set(own);
         self.phase.send_replace(Phase::Serving);
         self.set_health(ServingStatus::Serving).await;
     }
@@ -188,9 +194,14 @@ impl Front {
     /// # Errors
     /// If the server failed.
     pub async fn drain(mut self) -> Result<(), FrontError> {
-        self.phase.send_replace(Phase::Draining);
+        let before = self.phase.send_replace(Phase::Draining);
         self.set_health(ServingStatus::NotServing).await;
-        tokio::time::sleep(self.drain_delay.max(NOTICE)).await;
+        // Nobody sends requests to what was never ready.
+        let delay = match before {
+            Phase::Loading => NOTICE,
+            _ => self.drain_delay.max(NOTICE),
+        };
+        tokio::time::sleep(delay).await;
         // Whoever still watches the health service would hold the end up.
         for service in ["", self.name] {
             self.health.clear_service_status(service).await;

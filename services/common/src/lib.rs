@@ -14,6 +14,7 @@ mod keys;
 pub mod logging;
 pub mod metrics;
 mod ops;
+mod queue;
 mod quota;
 mod record;
 mod refusal;
@@ -31,6 +32,7 @@ pub use keys::admits;
 pub use metrics::Metrics;
 /// The metrics' own crate, for metrics of a service.
 pub use prometheus;
+pub use queue::Queue;
 pub use runtime::run_to_end;
 pub use signals::stop_signal;
 pub use span::RequestSpan;

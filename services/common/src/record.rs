@@ -37,6 +37,8 @@ pub(crate) struct Record {
     quiet: bool,
     key: Option<String>,
     refused: Option<&'static str>,
+    /// How many refusals before this one have no line.
+    left_out: Option<u64>,
     began: Instant,
     /// None until the end: a response that is dropped before was cancelled.
     code: Option<Code>,
@@ -71,6 +73,7 @@ impl Record {
             quiet,
             key: None,
             refused: None,
+            left_out: None,
             began: Instant::now(),
             code: None,
             _permit: None,
@@ -82,9 +85,16 @@ impl Record {
         self.key = Some(key.to_owned());
     }
 
-    /// Notes why it is turned away.
+    /// Notes why it is turned away, or cut.
     pub(crate) fn refused(&mut self, reason: &'static str) {
         self.refused = Some(reason);
+    }
+
+    /// Notes that it is one of many of its kind, of which a few have a line: this one has
+    /// none, or stands for so many before it.
+    pub(crate) fn one_of_many(&mut self, line: Option<u64>) {
+        self.quiet |= line.is_none();
+        self.left_out = line;
     }
 
     /// Keeps a place in a quota for as long as the request takes.
@@ -103,8 +113,8 @@ impl Record {
     }
 
     fn note(&mut self, headers: &HeaderMap) {
-        if let Some(status) = Status::from_header_map(headers) {
-            self.code = Some(status.code());
+        if let Some(code) = headers.get(Status::GRPC_STATUS) {
+            self.code = Some(Code::from_bytes(code.as_bytes()));
         }
     }
 }
@@ -123,13 +133,14 @@ impl Drop for Record {
         self.span.end(code);
         let (service, method) = (&self.service, &self.method);
         let key = self.key.as_deref().unwrap_or_default();
-        let (reason, seconds) = (self.refused, took.as_secs_f64());
+        let (reason, left_out, seconds) = (self.refused, self.left_out, took.as_secs_f64());
         if self.quiet {
             tracing::debug!(target: TARGET, service, method, ?code, seconds, "answered");
         } else {
             tracing::info!(
                 target: TARGET,
-                service, method, ?code, reason, seconds, key, request_id, trace_id, parent_id,
+                service, method, ?code, reason, left_out, seconds, key, request_id, trace_id,
+                parent_id,
                 "answered"
             );
         }
@@ -184,7 +195,9 @@ impl http_body::Body for Recorded {
         if let Some((end, most)) = &mut this.limit
             && end.as_mut().poll(context).is_ready()
         {
-            let trailers = Refusal::TooLong { most: *most }.trailers();
+            let refusal = Refusal::TooLong { most: *most };
+            let trailers = refusal.trailers();
+            this.record.refused(refusal.reason());
             this.limit = None;
             // Whoever still writes to it finds that nobody reads.
             this.body = Body::empty();

@@ -1,6 +1,6 @@
 //! Start, readiness, orderly end.
 
-use std::{fs::File, path::Path, sync::Arc, time::Duration};
+use std::{fs::File, path::Path, pin::pin, sync::Arc, time::Duration};
 
 use steering_proto::v1::feature_registry_service_server::FeatureRegistryServiceServer;
 use steering_service::{Connection, Front, FrontConfig, LogFormat, Metrics};
@@ -36,6 +36,9 @@ type Service = FeatureRegistryServiceServer<RegistryService>;
 
 /// Serves on `listener` until `shutdown` resolves; then says NOT_SERVING,
 /// finishes running requests and returns.
+///
+/// While the store opens, which may bring a large database up to date, health says
+/// NOT_SERVING and requests are UNAVAILABLE.
 pub async fn run(
     config: Config,
     listener: TcpListener,
@@ -53,15 +56,6 @@ pub async fn run(
     std::fs::create_dir_all(&config.data)?;
     let _lock = lock(&config.data)?;
     let (vectors, _cache_lock) = open_vectors(&config)?;
-    let store = open_store(&config).await?;
-    let staging = config.data.join("staging");
-    let registry = Registry::open(store, vectors, &staging, access)?.with_hub(hub);
-    let registry = Arc::new(registry.keeping_deleted(config.keep_deleted_days));
-    if config.objects.is_none() {
-        registry.remove_orphans().await?;
-    }
-    let sweep = tokio::spawn(sweep(Arc::clone(&registry), config.objects.is_some()));
-
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION")).map_err(boxed)?;
     let front = Front::start(FrontConfig {
         program: "steer-registry",
@@ -74,10 +68,20 @@ pub async fn run(
     })
     .await
     .map_err(|error| Error::NotAllowed(error.to_string()))?;
+    tracing::info!("opening the store; {address} answers NOT_SERVING until then");
+    let mut shutdown = pin!(shutdown);
+    let registry = tokio::select! {
+        opened = open(&config, vectors, access) => Arc::new(opened?.with_hub(hub)),
+        () = &mut shutdown => {
+            tracing::info!("stopping, before the store was open");
+            return front.drain().await.map_err(boxed);
+        }
+    };
+    let sweep = tokio::spawn(sweep(Arc::clone(&registry), config.objects.is_some()));
     let service = Service::new(RegistryService::new(Arc::clone(&registry)))
         .max_decoding_message_size(RECEIVE_BYTES_MAX)
         .max_encoding_message_size(SEND_BYTES_MAX);
-    front.open(Routes::new(service)).await;
+    front.open(Routes::new(service), None).await;
     tracing::debug!(data = %config.data.display(), "ready");
     match config.operation.log_format {
         LogFormat::Text => eprintln!("steer-registry listening on {address}"),
@@ -96,6 +100,19 @@ pub async fn run(
         tracing::warn!("a query still ran and is cut off");
     }
     served
+}
+
+/// The registry over its store. Cut off at any point, it leaves what it found: migrations
+/// are transactions.
+async fn open(config: &Config, vectors: Vectors, access: Option<Access>) -> Result<Registry> {
+    let store = open_store(config).await?;
+    let staging = config.data.join("staging");
+    let registry = Registry::open(store, vectors, &staging, access)?;
+    let registry = registry.keeping_deleted(config.keep_deleted_days);
+    if config.objects.is_none() {
+        registry.remove_orphans().await?;
+    }
+    Ok(registry)
 }
 
 /// Objects, and what keeps other processes out of their cache.

@@ -84,6 +84,8 @@ impl RequestError {
 
 /// Domain of `ErrorInfo` details.
 const DOMAIN: &str = "worker.steering.v1";
+/// Why most requests are refused under overload.
+pub(crate) const QUEUE_FULL: &str = "QUEUE_FULL";
 /// When a refused client may try again.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
@@ -103,7 +105,7 @@ impl From<RequestError> for Status {
                 Self::with_error_details(Code::Aborted, message, details)
             }
             RequestError::Submit(SubmitError::Full { .. }) => {
-                details.set_error_info("QUEUE_FULL", DOMAIN, []);
+                details.set_error_info(QUEUE_FULL, DOMAIN, []);
                 details.set_retry_info(Some(RETRY_AFTER));
                 Self::with_error_details(Code::ResourceExhausted, message, details)
             }

@@ -67,10 +67,11 @@ pub async fn run(
         () = &mut shutdown => return Ok(front.drain().await?),
     };
     let observed = Arc::new(observe::Observed::new(&worker, &metrics)?);
+    let queue = worker.queue();
     let service = Service::new(grpc::WorkerService::new(Arc::new(worker), observed))
         .max_decoding_message_size(limits.request_bytes())
         .max_encoding_message_size(limits.response_bytes());
-    front.open(Routes::new(service)).await;
+    front.open(Routes::new(service), Some(queue)).await;
     tracing::info!("steer-worker listening on {address}");
     let clean = tokio::select! {
         () = shutdown => true,

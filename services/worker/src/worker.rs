@@ -13,10 +13,13 @@ use steering_proto::{
     readout::Probe,
     v1,
 };
+use steering_service::Queue;
 
 use crate::{
-    engine::{EngineHandle, GenerationDefaults, Job, Outcome, SamplingPlan, Task, link},
-    error::RequestError,
+    engine::{
+        EngineHandle, GenerationDefaults, Job, Outcome, SamplingPlan, SubmitError, Task, link,
+    },
+    error::{QUEUE_FULL, RequestError},
     model::Model,
     steering::{Program, ProgramSpec},
     text::TextCodec,
@@ -24,6 +27,13 @@ use crate::{
 
 pub(crate) use capture::Capturing;
 pub(crate) use score::Scoring;
+
+/// Calls that are one job in the engine's queue, or are refused. Texts of a capture wait
+/// outside.
+const QUEUED_CALLS: [&str; 2] = [
+    "/steering.v1.ModelWorkerService/Generate",
+    "/steering.v1.ModelWorkerService/ScoreText",
+];
 
 /// Everything a request is checked against.
 #[derive(Debug)]
@@ -62,9 +72,11 @@ impl Accepted {
 }
 
 impl Worker {
-    /// Refuses what the engine would refuse now.
-    pub(crate) fn check_room(&self) -> Result<(), RequestError> {
-        Ok(self.engine.check_room()?)
+    /// The engine's queue, for the door to know when it is full.
+    pub(crate) fn queue(&self) -> Queue {
+        let (waiting, most) = self.engine.queue();
+        let refusal = RequestError::from(SubmitError::Full { waiting: most });
+        Queue::new(&QUEUED_CALLS, waiting, most, QUEUE_FULL, refusal.into())
     }
 
     /// Checks a request and hands it to the engine.

@@ -69,7 +69,7 @@ def train_cavs(
             yield v1.TrainCavsRequest(example=example)
 
     answer: v1.TrainCavsResponse = yield Call(rpc.TRAIN_CAVS, messages())
-    return Listing(answer.cavs, columns=CAVS)
+    return Listing(answer.cavs, columns=CAVS, trained_before=answer.trained_before)
 
 
 def training_config(

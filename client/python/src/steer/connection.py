@@ -50,9 +50,17 @@ class Retry:
     after the first message of a stream.
     """
 
+    #: Times that a call is made; 1 = never again.
     attempts: int = 5
+    #: Seconds before the second attempt, twice as many before each further one.
     backoff_s: float = 0.1
+    #: The most of them.
     backoff_max_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        checks.whole(self.attempts, "retry.attempts", least=1)
+        for name in ("backoff_s", "backoff_max_s"):
+            checks.seconds(getattr(self, name), f"retry.{name}")
 
     def delay_s(self, error: SteerError, attempt: int, remaining_s: float) -> float | None:
         """Seconds to wait before attempt `attempt` + 1, or None to give up."""
@@ -61,7 +69,8 @@ class Retry:
         )
         if not temporary or attempt >= self.attempts:
             return None
-        backoff = min(self.backoff_s * 2 ** (attempt - 1), self.backoff_max_s)
+        # No more than a float holds.
+        backoff = min(self.backoff_s * 2.0 ** min(attempt - 1, 1000), self.backoff_max_s)
         # Jitter keeps refused clients from coming back all at once.
         delay = max(error.retry_after_s or 0.0, backoff) * random.uniform(1.0, 1.25)
         return delay if delay < remaining_s else None

@@ -118,10 +118,11 @@ def _panel(
     return "".join(parts)
 
 
-def listing(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of texts."""
+def listing(head: Sequence[str], rows: Sequence[Sequence[str]], remarks: Sequence[str]) -> str:
+    """A table of texts, and what is to be known beside them."""
     cells = [[escape(cell) for cell in row] for row in (head, *rows)]
-    return f'<div class="steer">{_table(cells)}</div>'
+    below = "".join(_small(escape(remark)) for remark in remarks)
+    return f'<div class="steer">{_table(cells)}{below}</div>'
 
 
 def _variant(shown: Generation, variant: Variant) -> str:

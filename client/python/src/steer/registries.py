@@ -44,7 +44,7 @@ class Registry:
     def search(
         self, query: str, *, sae: str | None = None, limit: int = 20
     ) -> Listing[v1.FeatureLabel]:
-        """Labels that match words or prefixes, best first."""
+        """Labels that match words or prefixes, best first; `truncated` says what is left out."""
         return self._run(registry.search(query, sae, limit))
 
     def features(
@@ -92,7 +92,8 @@ class Registry:
         seed: int | None = None,
     ) -> Listing[v1.Cav]:
         """Trains a CAV per label ("svm", "mean_difference", "logistic"), and stores them with
-        held-out accuracy, AUC and a test against noise (`training` of each)."""
+        held-out accuracy, AUC and a test against noise (`training` of each). `trained_before` of
+        the answer names those whose numbers were there already, with their first training."""
         config = concepts.training_config(
             hook, model_id, method, held_out=held_out, null_trials=null_trials, seed=seed
         )

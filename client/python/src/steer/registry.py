@@ -31,13 +31,37 @@ CAVS = ("name", "digest", "model_id", "origin")
 class Listing(list[Entry], Generic[Entry]):
     """Messages of a listing. In a notebook it is a table."""
 
-    def __init__(self, entries: Iterable[Entry], columns: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        entries: Iterable[Entry],
+        columns: tuple[str, ...],
+        *,
+        truncated: str = "",
+        trained_before: Iterable[str] = (),
+    ) -> None:
         super().__init__(entries)
         self.columns = columns
+        #: Why there may be more that fits than is listed; empty if this is all.
+        self.truncated = truncated
+        #: Names of trained CAVs whose numbers were stored before. A version is immutable: their
+        #: `training` is the first one, not this.
+        self.trained_before = list(trained_before)
 
     def __repr__(self) -> str:
-        names = ", ".join(str(getattr(entry, self.columns[0])) for entry in self[:5])
-        return f"<{len(self)} entries: {names}{', …' if len(self) > 5 else ''}>"
+        # A feature may have no label.
+        first, *_ = self.columns
+        shown = (getattr(e, first) or f"#{getattr(e, 'feature_index', '')}" for e in self[:5])
+        names = ", ".join(shown)
+        remarks = "".join(f"; {remark}" for remark in self._remarks())
+        return f"<{len(self)} entries: {names}{', …' if len(self) > 5 else ''}{remarks}>"
+
+    def _remarks(self) -> list[str]:
+        """What is to be known beside the entries."""
+        remarks = [self.truncated] if self.truncated else []
+        if self.trained_before:
+            names = ", ".join(self.trained_before)
+            remarks.append(f"stored before, and shown with their first training: {names}")
+        return remarks
 
     def to_pandas(self) -> Any:
         """A row per entry. Needs the extra `pandas`."""
@@ -50,7 +74,7 @@ class Listing(list[Entry], Generic[Entry]):
 
     def _repr_html_(self) -> str:
         rows = [[_short(value) for value in row] for row in self._rows()]
-        return display.listing(self.columns, rows)
+        return display.listing(self.columns, rows, self._remarks())
 
 
 def _short(value: Any) -> str:
@@ -126,8 +150,7 @@ class Cav:
 def search(query: str, sae: str | None, limit: int) -> Plan[Listing[v1.FeatureLabel]]:
     """Labels that match a text, best first."""
     request = v1.SearchFeaturesRequest(query=query, sae_id=sae or "")
-    entries = yield from _pages(rpc.SEARCH_FEATURES, request, "features", limit)
-    return Listing(entries, columns=FEATURES)
+    return (yield from _pages(rpc.SEARCH_FEATURES, request, "features", limit, FEATURES))
 
 
 def features(
@@ -136,15 +159,13 @@ def features(
     """Labelled features of an SAE by index."""
     index = None if index is None else checks.whole(index, "index")
     request = v1.ListFeaturesRequest(sae_id=sae, feature_index=index, include_candidates=candidates)
-    entries = yield from _pages(rpc.LIST_FEATURES, request, "features", limit)
-    return Listing(entries, columns=FEATURES)
+    return (yield from _pages(rpc.LIST_FEATURES, request, "features", limit, FEATURES))
 
 
 def saes(limit: int | None, all_versions: bool, deleted: bool) -> Plan[Listing[v1.Sae]]:
     """SAEs by name, or versions in the order of storing."""
     request = v1.ListSaesRequest(all_versions=all_versions, show_deleted=deleted)
-    entries = yield from _pages(rpc.LIST_SAES, request, "saes", limit)
-    return Listing(entries, columns=SAES)
+    return (yield from _pages(rpc.LIST_SAES, request, "saes", limit, SAES))
 
 
 def cavs(
@@ -152,21 +173,26 @@ def cavs(
 ) -> Plan[Listing[v1.Cav]]:
     """CAVs by name, or versions in the order of storing."""
     request = v1.ListCavsRequest(prefix=prefix, all_versions=all_versions, show_deleted=deleted)
-    entries = yield from _pages(rpc.LIST_CAVS, request, "cavs", limit)
-    return Listing(entries, columns=CAVS)
+    return (yield from _pages(rpc.LIST_CAVS, request, "cavs", limit, CAVS))
 
 
-def _pages(method: Rpc[Any, Any], request: Any, entries: str, limit: int | None) -> Plan[list[Any]]:
+def _pages(
+    method: Rpc[Any, Any], request: Any, entries: str, limit: int | None, columns: tuple[str, ...]
+) -> Plan[Listing[Any]]:
     limit = None if limit is None else checks.whole(limit, "limit")
     found: list[Any] = []
+    truncated = ""
     while limit is None or len(found) < limit:
         request.page_size = 1000 if limit is None else min(1000, limit - len(found))
         page = yield Call(method, request)
         found.extend(getattr(page, entries))
+        # Only a search says so.
+        if getattr(page, "truncated", False):
+            truncated = "there may be more: the words of the query stand for too many; add another"
         if not page.next_page_token:
-            break
+            return Listing(found, columns, truncated=truncated)
         request.page_token = page.next_page_token
-    return found
+    return Listing(found, columns, truncated=f"the first {len(found)}; more with a larger limit")
 
 
 def feature(name: str | int, sae: str | None) -> Plan[Feature]:

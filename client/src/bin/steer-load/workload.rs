@@ -57,6 +57,9 @@ pub(crate) struct Workload {
     bos: Option<u32>,
     rng: Rng,
     requests: usize,
+    /// A request per intervention that was asked for: to make directions of random numbers
+    /// anew each time would cost as much as sending them.
+    steered: Vec<v1::GenerateRequest>,
 }
 
 impl Workload {
@@ -78,6 +81,7 @@ impl Workload {
             bos: bos.map(|token| token.token_id),
             rng: Rng(shape.seed),
             requests: 0,
+            steered: Vec::new(),
             shape,
             model,
         })
@@ -85,25 +89,35 @@ impl Workload {
 
     /// A load of another shape, with prompts of its own.
     pub(crate) fn with(&mut self, change: impl FnOnce(&mut Shape)) -> Self {
-        let mut other = self.clone();
-        other.rng = Rng(self.rng.next());
+        let mut other = Self {
+            rng: Rng(self.rng.next()),
+            steered: Vec::new(),
+            ..self.clone()
+        };
         change(&mut other.shape);
         other
     }
 
     /// The next request: a prompt nobody has sent before, the next intervention.
     pub(crate) fn request(&mut self, steered: Steered) -> anyhow::Result<v1::GenerateRequest> {
-        let mut builder = self.builder();
-        match steered {
-            Steered::Off => builder.variant("baseline", Vec::new()),
-            Steered::On => {
-                let which = self.requests % self.shape.interventions;
-                let edits = self.edits(which, self.shape.strength, &mut builder)?;
-                builder.variant("steered", edits)
-            }
-        };
+        let number = self.requests;
         self.requests += 1;
-        Ok(builder.build())
+        if steered == Steered::Off {
+            let mut builder = self.builder();
+            builder.variant("baseline", Vec::new());
+            return Ok(builder.build());
+        }
+        let which = number % self.shape.interventions;
+        while self.steered.len() <= which {
+            let mut builder = self.builder();
+            let next = self.steered.len();
+            let edits = self.edits(next, self.shape.strength, &mut builder)?;
+            builder.variant("steered", edits);
+            self.steered.push(builder.build());
+        }
+        let mut request = self.steered[which].clone();
+        request.prompt = Some(self.prompt());
+        Ok(request)
     }
 
     /// One prompt under `variants` strengths of one intervention.
@@ -117,12 +131,16 @@ impl Workload {
         Ok(builder.build())
     }
 
-    fn builder(&mut self) -> GenerationBuilder {
+    fn prompt(&mut self) -> v1::Prompt {
         let vocabulary = u64::from(self.model.vocab_size.max(1));
         let random = self.shape.prompt_tokens - usize::from(self.bos.is_some());
         let mut ids: Vec<u32> = self.bos.into_iter().collect();
         ids.extend((0..random).map(|_| (self.rng.next() % vocabulary) as u32));
-        let mut builder = GenerationBuilder::new(prompt::token_ids(ids));
+        prompt::token_ids(ids)
+    }
+
+    fn builder(&mut self) -> GenerationBuilder {
+        let mut builder = GenerationBuilder::new(self.prompt());
         builder.sampling(v1::Sampling {
             max_new_tokens: Some(self.shape.max_new_tokens),
             do_sample: Some(false),
@@ -266,6 +284,7 @@ mod tests {
             bos: Some(2),
             rng: Rng(1),
             requests: 0,
+            steered: Vec::new(),
         };
         base.with(shape)
     }

@@ -112,6 +112,11 @@ securityContext:
 {{- fail (printf "tls.%s: is given, but the services would speak plaintext: say tls.enabled: true, too" $key) }}
 {{- end }}
 {{- end }}
+{{- range $key, $given := dict "workerSecret" .workerSecret "registrySecret" .registrySecret }}
+{{- if and $given $.root.Values.tls.certManager.enabled }}
+{{- fail (printf "tls.%s: is given, but tls.certManager is enabled and makes secrets of its own: leave one of them out" $key) }}
+{{- end }}
+{{- end }}
 {{- end -}}
 - {name: STEER_HEALTH_LISTEN, value: "0.0.0.0:8081"}
 - {name: STEER_DRAIN_DELAY, value: {{ .values.drain.delaySeconds | int64 | quote }}}

@@ -40,7 +40,7 @@ impl Tried {
     /// Open for requests.
     pub(crate) async fn start(security: &Security, operation: &Operation) -> Self {
         let tried = Self::try_start(security, operation).await.expect("starts");
-        tried.front.open(Routes::default()).await;
+        tried.front.open(Routes::default(), None).await;
         tried
     }
 

@@ -83,7 +83,7 @@ async fn while_it_loads_it_says_so_everywhere() {
         get(probes, "/readyz").await.0,
         "HTTP/1.1 503 Service Unavailable"
     );
-    tried.front.open(Routes::default()).await;
+    tried.front.open(Routes::default(), None).await;
     assert_eq!(
         code(call(&tried.plain(), GET_MODEL, &[]).await),
         Code::Unimplemented

@@ -109,8 +109,18 @@ async fn main() -> Result<(), Failure> {
     let server = tokio::spawn(steering_registry::run(config, listener, async {
         let _ = stopped.await;
     }));
+    let mut client = connect(&address).await?;
+    // While its store opens it refuses requests.
+    while client
+        .list_saes(v1::ListSaesRequest::default())
+        .await
+        .is_err()
+        && !server.is_finished()
+    {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     if !is_loaded {
-        load(&mut connect(&address).await?, labels).await?;
+        load(&mut client, labels).await?;
     }
     if let Some(calls) = arguments.kinds {
         search_each_kind(&address, saes, calls).await?;

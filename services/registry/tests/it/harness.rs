@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use futures::StreamExt;
@@ -11,7 +12,7 @@ use steering_proto::v1::{self, feature_registry_service_client::FeatureRegistryS
 use steering_registry::Config;
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
-use tonic::{Status, transport::Channel};
+use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt;
 
 use crate::database::Database;
@@ -123,7 +124,15 @@ impl Server {
         }));
         let endpoint = Channel::from_shared(format!("http://{address}")).expect("address");
         let channel = endpoint.connect_lazy();
-        let client = Client::new(channel.clone()).max_decoding_message_size(64 << 20);
+        let mut client = Client::new(channel.clone()).max_decoding_message_size(64 << 20);
+        // While its store opens it refuses requests.
+        let asked = v1::ListSaesRequest::default();
+        while let Err(status) = client.list_saes(asked.clone()).await
+            && status.code() == Code::Unavailable
+            && !task.is_finished()
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         Self {
             client,
             channel,

@@ -57,7 +57,7 @@ pub struct EngineLoad {
 /// Counters that both sides see.
 #[derive(Debug, Default)]
 pub(super) struct Gauges {
-    waiting: AtomicUsize,
+    waiting: Arc<AtomicUsize>,
     running: AtomicUsize,
     kv_bytes: AtomicUsize,
     prefix_bytes: AtomicUsize,
@@ -95,13 +95,10 @@ impl Gauges {
 }
 
 impl EngineHandle {
-    /// Refuses what would be refused now, before anything is spent on it: under
-    /// overload, most of what arrives.
-    pub fn check_room(&self) -> Result<(), SubmitError> {
-        match self.gauges.waiting.load(Ordering::Acquire) {
-            waiting if waiting >= self.max_queued => Err(SubmitError::Full { waiting }),
-            _ => Ok(()),
-        }
+    /// How many requests wait, kept up to date, and how many may: at that many, every
+    /// priority is refused.
+    pub fn queue(&self) -> (Arc<AtomicUsize>, usize) {
+        (self.gauges.waiting.clone(), self.max_queued)
     }
 
     /// Queues a job, or refuses it at the door. A quarter of the queue is left to
