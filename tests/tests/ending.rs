@@ -221,7 +221,8 @@ async fn a_database_that_does_not_answer_holds_no_end_up() {
     let client = registry.client();
     let health = client.health(steering_client::Service::Registry).await;
     assert_eq!(health.expect("answers"), Health::NotServing);
-    let refused = client.registry().list_saes(v1::ListSaesRequest::default());
+    let mut stub = client.registry();
+    let refused = stub.list_saes(v1::ListSaesRequest::default());
     let refused = refused.await.expect_err("loading");
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     let (status, took) = registry.terminate(Duration::ZERO).await;
