@@ -80,9 +80,7 @@ impl Services {
             registry: registry.url.clone(),
         })
         .expect("URLs");
-        for service in [Service::Worker, Service::Registry] {
-            ready(&client, service).await;
-        }
+        ready(&client, Service::Worker).await;
         Self {
             client,
             worker,
@@ -190,15 +188,22 @@ pub async fn start_worker(fixture: &Fixture, options: WorkerOptions) -> Running 
     start_worker_with(fixture, &args).await
 }
 
-/// Starts a registry over a folder.
+/// Starts a registry over a folder and waits until it is healthy.
 pub async fn start_registry(data: &TempDir) -> Running {
     let data = format!("--data={}", path_text(data.path()));
     let config = steering_registry::Config::parse_from(["steer-registry", &data]);
     let (listener, url) = listen().await;
-    running(url, |shutdown| async move {
+    let running = running(url.clone(), |shutdown| async move {
         let ended = steering_registry::run(config, listener, shutdown).await;
         ended.map_err(|error| error.to_string())
+    });
+    let client = Client::connect(&Endpoints {
+        worker: url.clone(),
+        registry: url,
     })
+    .expect("URLs");
+    ready(&client, Service::Registry).await;
+    running
 }
 
 async fn listen() -> (TcpListener, String) {

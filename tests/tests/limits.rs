@@ -209,29 +209,6 @@ async fn a_connection_has_its_streams_and_the_next_call_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_burst_larger_than_a_connection_may_have_waits_its_turn() {
-    for most in [50, 1] {
-        let (worker, client, _) = start(&[&format!("--max-streams={most}")]).await;
-        for _ in 0..5 {
-            // Its connection is made by the burst, before it can know the limit.
-            let fresh = Client::connect(client.endpoints()).expect("a client");
-            let burst: Vec<_> = (0..200)
-                .map(|_| {
-                    let fresh = fresh.clone();
-                    tokio::spawn(async move { fresh.get_model().await })
-                })
-                .collect();
-            for call in burst {
-                let answered = timeout(PATIENCE, call).await.expect("in time");
-                answered.expect("no panic").expect("answered");
-            }
-        }
-        drop(client);
-        worker.stop().await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_request_has_its_time_whatever_it_waits_for() {
     let (worker, client, limits) = start(&["--max-request-time=1"]).await;
     assert_eq!(limits.max_request_seconds, 1);
